@@ -1,0 +1,61 @@
+# Every target works on a fresh checkout: it makes .venv first if need be, and leaves a finished one alone.
+#   make run [SEED=0] [KEEP=1]   the quickstart
+#   make test                    all tests with coverage
+#   make lint                    style, types, import rules, protos
+#   make protos                  regenerate plaudit/v1 from protos/
+
+PYTHON ?= python3
+SEED ?= 0
+KEEP ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := -c constraints.txt
+PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto))
+# protoc looks for plugins on PATH, where another environment's may come first.
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
+  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+
+.PHONY: run test lint protos protos-check
+.DELETE_ON_ERROR:
+
+run: $(VENV)/examples.done
+	$(BIN)/python examples/film-reviews/quickstart.py --seed $(SEED) $(if $(KEEP),--keep)
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(MAKE) --no-print-directory protos-check
+
+protos: $(VENV)/dev.done
+	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTOS)
+
+protos-check: $(VENV)/dev.done
+	rm -rf build/protos && mkdir -p build/protos
+	$(PROTOC) --python_out=build/protos --grpc_python_out=build/protos --mypy_out=build/protos \
+	  --mypy_grpc_out=build/protos $(PROTOS)
+	diff -r -x __init__.py -x py.typed -x __pycache__ build/protos/plaudit/v1 plaudit/v1 \
+	  || { echo "plaudit/v1 isn't what protos/ says; run: make protos" >&2; exit 1; }
+
+# torch goes first and alone, so that a local CPU build of it is taken where there is one.
+$(VENV)/torch.done: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet $(PINS) torch
+	touch $@
+
+$(VENV)/examples.done: $(VENV)/torch.done pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PINS) -e . --group examples
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/torch.done pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PINS) -e . --group dev
+	touch $@ $(VENV)/examples.done

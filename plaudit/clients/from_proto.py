@@ -1,0 +1,171 @@
+"""From the services' messages to plain values; to_proto.py is the way back.
+
+A value of an enumeration that is newer than this client reads as "unspecified".
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import grpc
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+
+from plaudit.clients import data
+from plaudit.clients.errors import ItemFailure, Violation
+from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2
+
+DTYPES: dict[int, data.DType] = {
+    types_pb2.DATA_TYPE_F64: "float64",
+    types_pb2.DATA_TYPE_F32: "float32",
+    types_pb2.DATA_TYPE_F16: "float16",
+    types_pb2.DATA_TYPE_BF16: "bfloat16",
+}
+FINISH_REASONS: dict[int, data.FinishReason] = {
+    policy_pb2.FINISH_REASON_EOS: "eos",
+    policy_pb2.FINISH_REASON_STOP_TOKEN: "stop_token",
+    policy_pb2.FINISH_REASON_STOP_STRING: "stop_string",
+    policy_pb2.FINISH_REASON_LENGTH: "length",
+}
+SWAP_MODES: dict[int, data.SwapMode] = {
+    policy_pb2.SWAP_MODE_IN_PLACE: "in_place",
+    policy_pb2.SWAP_MODE_DRAIN: "drain",
+}
+STAGES: dict[int, data.Stage] = {
+    trainer_pb2.STAGE_SFT: "sft",
+    trainer_pb2.STAGE_REWARD_MODEL: "reward_model",
+    trainer_pb2.STAGE_PPO: "ppo",
+}
+RUN_STATES: dict[int, data.RunState] = {
+    trainer_pb2.RUN_STATE_STARTING: "starting",
+    trainer_pb2.RUN_STATE_RUNNING: "running",
+    trainer_pb2.RUN_STATE_FINISHED: "finished",
+    trainer_pb2.RUN_STATE_STOPPED: "stopped",
+    trainer_pb2.RUN_STATE_FAILED: "failed",
+}
+CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def model_version(message: types_pb2.ModelVersion) -> data.ModelVersion:
+    """Which model answered."""
+    return data.ModelVersion(
+        message.model_id, message.run_id, message.step, message.weights_sha256, message.tokenizer_sha256
+    )
+
+
+def generation(response: policy_pb2.GenerateResponse) -> data.Generation:
+    """The responses to a batch of prompts."""
+    return data.Generation(
+        sequences=tuple(_generated_sequence(sequence) for sequence in response.sequences),
+        prompt_token_ids=tuple(tuple(prompt.ids) for prompt in response.prompt_token_ids),
+        model=model_version(response.model),
+    )
+
+
+def policy_info(response: policy_pb2.GetPolicyResponse) -> data.PolicyInfo:
+    """The policy that is loaded."""
+    return data.PolicyInfo(
+        model=model_version(response.model),
+        engine=response.engine,
+        dtype=DTYPES.get(response.dtype, "unspecified"),
+        vocabulary_size=response.vocabulary_size,
+        context_length=response.context_length,
+        eos_token_ids=tuple(response.eos_token_ids),
+        has_chat_template=response.has_chat_template,
+        chat_template_sha256=response.chat_template_sha256,
+        swap_modes=tuple(SWAP_MODES[mode] for mode in response.swap_modes if mode in SWAP_MODES),
+        limits=_limits(response.limits),
+    )
+
+
+def logprobs(response: reference_pb2.ComputeLogprobsResponse) -> data.Logprobs:
+    """Per sequence one array."""
+    return data.Logprobs(
+        [_floats(sequence.logprobs) for sequence in response.sequences], model_version(response.model)
+    )
+
+
+def reference_info(response: reference_pb2.GetReferenceResponse) -> data.ReferenceInfo:
+    """The reference model that is loaded."""
+    return data.ReferenceInfo(
+        model=model_version(response.model),
+        dtype=DTYPES.get(response.dtype, "unspecified"),
+        vocabulary_size=response.vocabulary_size,
+        context_length=response.context_length,
+        limits=_limits(response.limits),
+    )
+
+
+def scores(response: reward_pb2.ScoreResponse) -> data.Scores:
+    """One result per item."""
+    return data.Scores(tuple(_result(result) for result in response.results), model_version(response.model))
+
+
+def reward_info(response: reward_pb2.GetModelResponse) -> data.RewardInfo:
+    """The reward model that is loaded."""
+    return data.RewardInfo(
+        model=model_version(response.model),
+        dtype=DTYPES.get(response.dtype, "unspecified"),
+        vocabulary_size=response.vocabulary_size,
+        context_length=response.context_length,
+        reward_mean=response.reward_mean,
+        reward_std=response.reward_std,
+        has_chat_template=response.has_chat_template,
+        limits=_limits(response.limits),
+    )
+
+
+def run(response: trainer_pb2.GetRunResponse) -> data.Run:
+    """The run of the trainer that was asked."""
+    message = response.run
+    return data.Run(
+        run_id=message.run_id,
+        stage=STAGES.get(message.stage, "unspecified"),
+        state=RUN_STATES.get(message.state, "unspecified"),
+        step=message.step,
+        total_steps=message.total_steps,
+        started_at=_time(message.started_at),
+        last_step_at=_time(message.last_step_at) if message.HasField("last_step_at") else None,
+        metrics=dict(message.metrics),
+        checkpoint=message.checkpoint,
+        error=message.error,
+    )
+
+
+def _generated_sequence(message: policy_pb2.GeneratedSequence) -> data.GeneratedSequence:
+    return data.GeneratedSequence(
+        prompt_index=message.prompt_index,
+        sample_index=message.sample_index,
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        finish_reason=FINISH_REASONS.get(message.finish_reason, "unspecified"),
+        logprobs=_floats(message.logprobs),
+        logprobs_temperature_1=_floats(message.logprobs_temperature_1),
+        version_spans=tuple(data.VersionSpan(s.step, s.start, s.end) for s in message.version_spans),
+        seed=message.seed,
+    )
+
+
+def _result(message: reward_pb2.ScoreResult) -> data.Reward | ItemFailure:
+    match message.WhichOneof("result"):
+        case "reward":
+            reward = message.reward
+            return data.Reward(reward.raw_reward, reward.reward, reward.token_count)
+        case "error":
+            error = message.error
+            violations = tuple(Violation(v.field, v.description) for v in error.field_violations)
+            return ItemFailure(CODE_NAMES.get(error.code, "UNKNOWN"), error.message, violations)
+        case None:
+            return ItemFailure("INTERNAL", "the service sent neither a reward nor a reason")
+
+
+def _limits(message: types_pb2.CallLimits) -> data.CallLimits:
+    return data.CallLimits(message.max_items, message.max_tokens, message.max_message_bytes)
+
+
+def _floats(values: Sequence[float]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)

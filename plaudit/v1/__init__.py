@@ -1,0 +1,1 @@
+"""Generated from protos/plaudit/v1 by `make protos`; do not edit the modules beside this one."""

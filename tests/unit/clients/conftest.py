@@ -1,0 +1,52 @@
+"""Scripted servers and either kind of client to call them with."""
+
+import contextlib
+import socket
+
+import pytest
+from scripted_servers import REWARD, Script, call_async, call_sync
+
+
+@pytest.fixture
+def serve():
+    """serve(service descriptor, {method: behaviours}, **how) → a Script that runs."""
+    with contextlib.ExitStack() as stack:
+
+        def start(service, behaviours, **how):
+            script = Script({method: list(steps) for method, steps in behaviours.items()}).start(
+                service, **how
+            )
+            stack.callback(script.stop)
+            return script
+
+        yield start
+
+
+@pytest.fixture
+def serve_reward(serve):
+    """serve_reward(*behaviours of Score) → a Script that runs."""
+    return lambda *behaviours, **how: serve(REWARD, {"Score": behaviours}, **how)
+
+
+@pytest.fixture(params=[call_sync, call_async], ids=["sync", "async"])
+def call(request):
+    """call("reward", address, "score", …, client={…}), blocking, through either kind of client."""
+    return request.param
+
+
+@pytest.fixture
+def score(call):
+    """score(address, client={…}, timeout=…): the scores of one pair."""
+
+    def ask(address, **named):
+        return call("reward", address, "score", [("the film", " is good")], **named)
+
+    return ask
+
+
+@pytest.fixture
+def unused_address():
+    """An address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
