@@ -1,0 +1,195 @@
+"""Loading and saving models in Hugging Face's formats, fit for their roles or not at all."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lm.errors import ModelLoadError
+from lm.logprobs import check_logits
+from lm.placement import Placement
+
+# Our own one-line messages replace transformers' load reports and progress bars.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+_one_at_a_time = threading.Lock()
+"""transformers builds a model on a process-wide default device: two loads at once break each other."""
+
+UNLIMITED_CONTEXT = 1 << 20
+"""Stands in where a configuration states no context length."""
+
+
+@dataclass(frozen=True)
+class LoadedLM:
+    """A causal language model in evaluation mode, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    model_id: str
+    vocabulary_size: int
+    """Rows of the output layer: ids are below this."""
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadedReward:
+    """A reward model with `num_labels=1` in evaluation mode, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    model_id: str
+    vocabulary_size: int
+    context_length: int
+    reward_mean: float
+    reward_std: float
+    pair_format: str
+    """"chat", "concatenate" or (encoders) "text_pair"; see lm.tokenizer.encode_pair."""
+    append_eos: bool
+
+
+def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
+    """Loads a folder or hub id, dropout off. Raises ModelLoadError with the reason in one line."""
+    model, info = _load(AutoModelForCausalLM, model_id, placement)
+    if info["missing_keys"]:
+        raise ModelLoadError(
+            f"{model_id}: weights lack {sorted(info['missing_keys'])[0]!r} and would be random"
+        )
+    tokenizer = load_tokenizer(model_id)
+    _check_vocabulary(model_id, model, tokenizer)
+    check_logits(model)
+    return LoadedLM(
+        model, tokenizer, model_id, _rows(model.get_output_embeddings()), context_length(model),
+        _eos_token_ids(model, tokenizer),
+    )  # fmt: skip
+
+
+def load_reward_model(model_id: str, placement: Placement) -> LoadedReward:
+    """Loads a folder or hub id in `AutoModelForSequenceClassification(num_labels=1)` format.
+
+    Raises ModelLoadError; also where the scalar head would be newly initialised, since such a
+    model's scores mean nothing.
+    """
+    model, info = _load(AutoModelForSequenceClassification, model_id, placement)
+    if info["missing_keys"]:
+        name = sorted(info["missing_keys"])[0]
+        raise ModelLoadError(
+            f"{model_id}: {name!r} was newly initialised; this is not a trained reward model"
+        )
+    if model.config.num_labels != 1:
+        raise ModelLoadError(f"{model_id}: num_labels is {model.config.num_labels}; a reward model has 1")
+    tokenizer = load_tokenizer(model_id)
+    _check_vocabulary(model_id, model, tokenizer)
+    config = model.config
+    std = float(getattr(config, "reward_std", None) or 1.0)
+    return LoadedReward(
+        model, tokenizer, model_id, _rows(model.get_input_embeddings()), context_length(model),
+        float(getattr(config, "reward_mean", None) or 0.0), std, _pair_format(model, tokenizer),
+        bool(getattr(config, "append_eos", False)),
+    )  # fmt: skip
+
+
+def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises ModelLoadError."""
+    try:
+        return AutoTokenizer.from_pretrained(model_id)
+    except Exception as error:  # whatever a file or hub can do wrong
+        raise ModelLoadError(f"{model_id}: no tokenizer: {_first_line(error)}") from error
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes safetensors, configuration and tokenizer, readable by everybody (containers run as others)."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def dropout_off(model: nn.Module) -> None:
+    """Evaluation mode for dropout wherever it hides: a learner trains with `eval()` set."""
+    model.eval()
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens the configuration allows."""
+    config = model.config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, key, None)
+        if value:
+            return int(value)
+    return UNLIMITED_CONTEXT
+
+
+AutoKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+
+
+def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrainedModel, dict[str, Any]]:
+    _check_safetensors(model_id)
+    try:
+        with _one_at_a_time:
+            loaded: Any = kind.from_pretrained(
+                model_id, dtype=placement.dtype, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError, …
+        raise ModelLoadError(f"{model_id}: {_first_line(error)}") from error
+    model, info = loaded
+    model = model.to(placement.device)
+    dropout_off(model)
+    model.requires_grad_(False)
+    return model, info
+
+
+def _check_safetensors(model_id: str) -> None:
+    folder = Path(model_id)
+    if not folder.is_dir():
+        if folder.is_absolute() or model_id.startswith("."):
+            raise ModelLoadError(f"{model_id}: no such folder")
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{model_id}: no config.json in this folder; is it a Hugging Face model?")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelLoadError(f"{model_id}: no *.safetensors in this folder; pickled weights are not read")
+
+
+def _check_vocabulary(model_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = _rows(model.get_input_embeddings())
+    if len(tokenizer) > rows:
+        raise ModelLoadError(f"{model_id}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows")
+
+
+def _rows(embeddings: nn.Module) -> int:
+    """Vocabulary rows of an input embedding or an output layer."""
+    return int(embeddings.get_parameter("weight").shape[0])
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """From the generation configuration, else the model's, and always the tokenizer's."""
+    stated = model.generation_config.eos_token_id if model.generation_config else None
+    stated = model.config.get_text_config().eos_token_id if stated is None else stated
+    ids = set(stated) if isinstance(stated, list) else {stated}
+    return tuple(sorted(id_ for id_ in ids | {tokenizer.eos_token_id} if id_ is not None))
+
+
+def _pair_format(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not hasattr(model, "score"):
+        return "text_pair"
+    stated = getattr(model.config, "plaudit_pair_format", None)
+    if stated not in (None, "chat", "concatenate"):
+        raise ModelLoadError(f"plaudit_pair_format is {stated!r}; use 'chat' or 'concatenate'")
+    return stated or ("chat" if tokenizer.chat_template else "concatenate")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

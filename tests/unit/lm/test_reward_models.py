@@ -1,0 +1,126 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from lm.errors import InputError, ModelLoadError
+from lm.heads import init_scalar_head, reward_model_from
+from lm.loading import load_causal_lm, load_reward_model, save_model
+from lm.placement import choose_placement
+from lm.rewards import score_positions, sequence_scores
+
+FLOAT32 = choose_placement("cpu", "float32", 1)
+
+
+@pytest.fixture
+def policy(tiny_policy):
+    return load_causal_lm(str(tiny_policy), FLOAT32)
+
+
+def test_ours_equals_transformers_own_forward_padded_and_alone(tiny_reward):
+    reward = load_reward_model(str(tiny_reward), FLOAT32)
+    sequences = [[5, 6, 2], [7, 8, 9, 10, 2]]
+    ours = sequence_scores(reward.model, sequences)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tiny_reward).eval()
+    pad = theirs.config.pad_token_id
+    ids = torch.tensor([[*sequences[0], pad, pad], sequences[1]])
+    torch.testing.assert_close(ours, theirs(ids).logits[:, 0], atol=1e-5, rtol=0)
+    alone = torch.stack([theirs(torch.tensor([s])).logits[0, 0] for s in sequences])
+    torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
+
+
+def test_a_foreign_model_with_pad_equal_to_eos_is_read_as_its_own_forward_reads_it(foreign_reward):
+    reward = load_reward_model(str(foreign_reward), FLOAT32)
+    eos = reward.tokenizer.eos_token_id
+    for sequence in ([5, 6, 7, eos], [5, 6, 7], [5, eos, 7, eos, eos]):
+        expected = reward.model(torch.tensor([sequence])).logits[0, 0]
+        torch.testing.assert_close(sequence_scores(reward.model, [sequence])[0], expected, atol=1e-6, rtol=0)
+
+
+def test_positions_by_hand(foreign_reward, monkeypatch):
+    model = load_reward_model(str(foreign_reward), FLOAT32).model
+    pad = model.config.pad_token_id
+    sequences = [[5, 6, pad], [pad, pad], [5, pad, 7]]
+    assert score_positions(model, sequences).tolist() == [1, 1, 2]
+    monkeypatch.setattr(model.config, "pad_token_id", None)
+    assert score_positions(model, sequences).tolist() == [2, 1, 2]
+
+
+def test_the_normalisation_and_format_come_from_the_configuration(tiny_reward, foreign_reward):
+    ours = load_reward_model(str(tiny_reward), FLOAT32)
+    assert (ours.reward_mean, ours.reward_std, ours.append_eos) == (0.25, 2.0, True)
+    assert ours.pair_format == "concatenate"
+    foreign = load_reward_model(str(foreign_reward), FLOAT32)
+    assert (foreign.reward_mean, foreign.reward_std, foreign.pair_format) == (0.0, 1.0, "concatenate")
+
+
+def test_an_unknown_pair_format_is_refused(tiny_reward, tmp_path):
+    for file in tiny_reward.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"plaudit_pair_format": "xml"}))
+    with pytest.raises(ModelLoadError, match="plaudit_pair_format is 'xml'"):
+        load_reward_model(str(tmp_path), FLOAT32)
+
+
+def test_a_newly_initialised_head_is_refused(tiny_policy):
+    with pytest.raises(ModelLoadError, match=r"'score.weight' was newly initialised"):
+        load_reward_model(str(tiny_policy), FLOAT32)
+
+
+def test_more_than_one_label_is_refused(tiny_reward, policy, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    model = reward_model_from(policy.model, None, 0, generator)
+    model.config.num_labels = 3
+    model.score = torch.nn.Linear(32, 3, bias=False)
+    save_model(model, policy.tokenizer, tmp_path)
+    with pytest.raises(ModelLoadError, match="num_labels is 3"):
+        load_reward_model(str(tmp_path), FLOAT32)
+
+
+def test_encoders_score_with_their_own_head(policy, tmp_path):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=1, pad_token_id=0, max_position_embeddings=64,
+    )  # fmt: skip
+    save_model(BertForSequenceClassification(config).eval(), policy.tokenizer, tmp_path)
+    reward = load_reward_model(str(tmp_path), FLOAT32)
+    assert reward.pair_format == "text_pair"
+    scores = sequence_scores(reward.model, [[5, 6, 7], [8, 9, 10, 11, 12]])
+    expected = reward.model(torch.tensor([[5, 6, 7]])).logits[0, 0]
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
+
+
+def test_the_head_is_drawn_as_in_the_recipe():
+    head = torch.nn.Linear(5000, 4)
+    init_scalar_head(head, torch.Generator().manual_seed(0))
+    assert head.weight.std().item() == pytest.approx(5001**-0.5, rel=0.02)
+    assert (head.bias == 0).all()
+    again = torch.nn.Linear(5000, 4)
+    init_scalar_head(again, torch.Generator().manual_seed(0))
+    assert torch.equal(head.weight, again.weight)
+
+
+def test_a_cut_model_is_the_policys_first_layers_and_final_norm(policy):
+    reward = reward_model_from(policy.model, 1, 0, torch.Generator().manual_seed(0))
+    assert reward.config.num_hidden_layers == 1
+    body, cut = policy.model.base_model.state_dict(), reward.base_model.state_dict()
+    assert all(torch.equal(body[name], tensor) for name, tensor in cut.items())
+    assert policy.model.config.num_hidden_layers == 2
+    cut_parameter = reward.get_parameter("model.norm.weight")
+    cut_parameter.data.zero_()
+    assert policy.model.get_parameter("model.norm.weight").sum() != 0
+
+
+def test_a_whole_model_keeps_its_depth(policy):
+    reward = reward_model_from(policy.model, None, 0, torch.Generator().manual_seed(0))
+    hidden = reward.base_model(torch.tensor([[5, 6, 7]]))[0]
+    torch.testing.assert_close(hidden, policy.model.base_model(torch.tensor([[5, 6, 7]]))[0])
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_an_impossible_depth_is_refused(policy, layers):
+    with pytest.raises(InputError, match=r"layers: .* not in 1..2"):
+        reward_model_from(policy.model, layers, 0, torch.Generator())
