@@ -1,0 +1,1 @@
+"""The servers: `python -m services.policy`, `.reward`, `.reference`."""

@@ -1,0 +1,70 @@
+"""The policy service put together: engine, pushes, data plane, two servicers, metrics."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from grpc import aio
+
+from plaudit.v1 import policy_pb2_grpc, weights_pb2_grpc
+from services.batching import CallLimits
+from services.policy.dataplane import PolicyDataPlane
+from services.policy.interface import Version
+from services.policy.metrics import PolicyMetrics
+from services.policy.servicer import PolicyServicer
+from services.policy.weights_servicer import WeightsServicer
+from services.rpc.command import ModelOptions
+from services.rpc.server import ServerMetrics, Service
+
+if TYPE_CHECKING:
+    from services.policy.model import ServedModel
+
+FULL_NAMES = ("plaudit.v1.PolicyService", "plaudit.v1.WeightsService")
+
+
+def policy_service(options: ModelOptions, limits: CallLimits | None = None) -> Service:
+    """The service, nothing loaded yet."""
+    metrics = ServerMetrics()
+
+    def on_version(version: Version) -> None:
+        facts = plane.engine.facts
+        metrics.set_model(
+            facts.model_id,
+            version.weights_sha256,
+            facts.tokenizer_sha256,
+            facts.dtype,
+            run_id=version.run_id,
+            step=version.step,
+        )
+
+    plane = PolicyDataPlane(
+        lambda: _load_model(options), limits or CallLimits(), PolicyMetrics(metrics.registry), on_version
+    )
+
+    async def load() -> str:
+        await plane.load()
+        metrics.watch_queue("policy", plane.engine.queue)
+        facts = plane.engine.facts
+        return f"policy: {facts.model_id}, {facts.placement}, context {facts.context_length}"
+
+    return Service(
+        name="policy",
+        full_names=FULL_NAMES,
+        register=_register(plane),
+        load=load,
+        drain=plane.close,
+        metrics=metrics,
+    )
+
+
+def _register(plane: PolicyDataPlane) -> Callable[[aio.Server], None]:
+    def register(server: aio.Server) -> None:
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(plane), server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(plane), server)
+
+    return register
+
+
+def _load_model(options: ModelOptions) -> "ServedModel":
+    from services.policy.model import load_model  # brings torch: after the port is bound
+
+    return load_model(options.model, options.device, options.dtype, options.threads)

@@ -1,0 +1,56 @@
+"""Between WeightsService's messages and the policy's own words: the only place that knows both."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from plaudit.v1 import policy_pb2, types_pb2, weights_pb2
+from services.errors import InvalidInput, Violation
+from services.policy.convert import MOST_VIOLATIONS
+from services.policy.interface import Manifest, SwapMode, TensorSpec
+
+_DTYPES = {
+    types_pb2.DATA_TYPE_F64: "float64",
+    types_pb2.DATA_TYPE_F32: "float32",
+    types_pb2.DATA_TYPE_F16: "float16",
+    types_pb2.DATA_TYPE_BF16: "bfloat16",
+}
+_SWAP_MODES = {
+    policy_pb2.SWAP_MODE_UNSPECIFIED: SwapMode.IN_PLACE,
+    policy_pb2.SWAP_MODE_IN_PLACE: SwapMode.IN_PLACE,
+    policy_pb2.SWAP_MODE_DRAIN: SwapMode.DRAIN,
+}
+
+
+def manifest(message: weights_pb2.PushManifest) -> Manifest:
+    """The manifest. Raises InvalidInput with the first violations found."""
+    violations = list(islice(_violations(message), MOST_VIOLATIONS))
+    if violations:
+        raise InvalidInput(violations)
+    return Manifest(
+        run_id=message.run_id,
+        base_step=message.base_step,
+        new_step=message.new_step,
+        tensors=tuple(
+            TensorSpec(tensor.name, _DTYPES[tensor.dtype], tuple(tensor.shape)) for tensor in message.tensors
+        ),
+        weights_sha256=message.weights_sha256,
+    )
+
+
+def swap_mode(mode: policy_pb2.SwapMode.ValueType) -> SwapMode:
+    """The mode; IN_PLACE if not stated. Raises InvalidInput for one this server doesn't know."""
+    if mode not in _SWAP_MODES:
+        raise InvalidInput.at(
+            "mode", f"is {mode}, which isn't known here; use SWAP_MODE_IN_PLACE or SWAP_MODE_DRAIN"
+        )
+    return _SWAP_MODES[mode]
+
+
+def _violations(message: weights_pb2.PushManifest) -> Iterator[Violation]:
+    if message.encoding != weights_pb2.PUSH_ENCODING_FULL:
+        yield Violation("manifest.encoding", "isn't known here; use PUSH_ENCODING_FULL")
+    for index, tensor in enumerate(message.tensors):
+        if tensor.dtype not in _DTYPES:
+            yield Violation(
+                f"manifest.tensors[{index}].dtype", "is not stated or unknown; use what GetPolicy tells"
+            )

@@ -1,0 +1,1 @@
+"""The reference service: log-probabilities under a frozen model."""

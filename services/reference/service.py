@@ -1,0 +1,48 @@
+"""The reference service put together: engine, data plane, servicer, metrics."""
+
+from collections.abc import Callable
+
+from plaudit.v1 import reference_pb2_grpc
+from services.batching import CallLimits
+from services.reference.dataplane import ReferenceDataPlane
+from services.reference.items import Engine
+from services.reference.metrics import ReferenceMetrics
+from services.reference.servicer import ReferenceServicer
+from services.rpc.command import ModelOptions
+from services.rpc.server import ServerMetrics, Service
+
+FULL_NAME = "plaudit.v1.ReferenceService"
+
+
+def reference_service(
+    options: ModelOptions,
+    limits: CallLimits | None = None,
+    load_engine: Callable[[ModelOptions], Engine] | None = None,
+) -> Service:
+    """The service, nothing loaded yet."""
+    metrics = ServerMetrics()
+    make_engine = load_engine or _load_engine
+    plane = ReferenceDataPlane(lambda: make_engine(options), limits or CallLimits())
+    servicer = ReferenceServicer(plane, ReferenceMetrics(metrics.registry))
+
+    async def load() -> str:
+        await plane.load()
+        facts = plane.facts
+        metrics.set_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
+        metrics.watch_queue("reference", plane.batcher)
+        return f"reference: {facts.model_id}, {facts.placement}, context {facts.context_length}"
+
+    return Service(
+        name="reference",
+        full_names=(FULL_NAME,),
+        register=lambda server: reference_pb2_grpc.add_ReferenceServiceServicer_to_server(servicer, server),
+        load=load,
+        drain=plane.close,
+        metrics=metrics,
+    )
+
+
+def _load_engine(options: ModelOptions) -> Engine:
+    from services.reference.engine import ReferenceEngine  # brings torch: after the port is bound
+
+    return ReferenceEngine(options.model, options.device, options.dtype, options.threads)

@@ -1,0 +1,7 @@
+"""`python -m services.reward`: serves a reward model."""
+
+from services.reward.service import reward_service
+from services.rpc.command import run_service
+
+if __name__ == "__main__":
+    run_service("reward", 50052, reward_service)

@@ -1,0 +1,1 @@
+"""The shell every server wears: gRPC, health, errors, metrics, drain. No torch."""

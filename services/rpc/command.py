@@ -1,0 +1,86 @@
+"""The command line of every server, `python -m services.X`. Torch isn't imported before it is parsed."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+import typer
+
+from services.rpc.logs import configure_logging
+from services.rpc.server import EXIT_OPTIONS, ServerOptions, Service, serve
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where it runs; "auto" and 0 take what the machine does best."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+
+
+def run_service(name: str, default_port: int, build: Callable[[ModelOptions], Service]) -> NoReturn:
+    """Parses the command line, serves what `build` returns, and ends the process.
+
+    `build` neither imports torch nor loads anything: the service's `load` does, in its thread.
+    """
+    code = run_command(name, default_port, build, sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread may still be loading the model, and an orderly exit under it crashes in torch.
+    os._exit(code)
+
+
+def run_command(
+    name: str, default_port: int, build: Callable[[ModelOptions], Service], arguments: Sequence[str]
+) -> int:
+    """The exit code of a command line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(help=f"Serves a {name} model over gRPC. Where PLAUDIT_TOKEN is set, calls must carry it.")(
+        _command(default_port, build)
+    )
+    try:
+        app(list(arguments), prog_name=f"python -m services.{name}")
+    except SystemExit as end:
+        return EXIT_OPTIONS if end.code == 2 else int(end.code or 0)
+    return 0
+
+
+def _command(default_port: int, build: Callable[[ModelOptions], Service]) -> Callable[..., None]:
+    def main(
+        model: Annotated[str, typer.Option(help="Hugging Face folder or hub id.")],
+        address: Annotated[
+            str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one and prints it.")
+        ] = f"127.0.0.1:{default_port}",
+        metrics_address: Annotated[
+            str | None, typer.Option(help="HOST:PORT of the Prometheus endpoint; none without it.")
+        ] = None,
+        device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+        dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
+        threads: Annotated[int, typer.Option(help="Processor threads; 0 takes the container's quota.")] = 0,
+        insecure: Annotated[
+            bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
+        ] = False,
+        log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+        grace: Annotated[float, typer.Option(help="Seconds that calls in flight get at shutdown.")] = 20.0,
+        exit_with_parent: Annotated[
+            int | None, typer.Option(metavar="PID", help="Shut down when PID is no longer the parent.")
+        ] = None,
+    ) -> None:
+        token = os.environ.get("PLAUDIT_TOKEN")
+        options = ServerOptions(
+            address, metrics_address, insecure, token, grace, log_format, exit_with_parent
+        )
+        configure_logging(log_format)
+        # Spinning OpenMP threads of several services on one machine make each other 12-23 times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        service = build(ModelOptions(model, device, dtype, threads))
+        raise typer.Exit(asyncio.run(serve(service, options)))
+
+    return main

@@ -1,0 +1,157 @@
+"""What every call passes through, outermost first: request id, metrics, errors, token, readiness."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc import aio
+
+from services.errors import NotServing
+from services.rpc import logs, status
+from services.rpc.calls import Call, CallInterceptor
+from services.rpc.metrics import ServerMetrics
+
+HEALTH = "grpc.health.v1.Health"
+STANDARD = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+"""Prefixes of the services that tell about a server; they answer while it loads and drains."""
+
+calls_log = logging.getLogger("services.rpc.calls")
+errors_log = logging.getLogger("services.rpc.errors")
+
+
+class RequestIds(CallInterceptor):
+    """Takes the caller's x-request-id or makes one; it is in every log line and in the trailers."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Sets the id and writes one line a call when it has ended."""
+        found = logs.accept_request_id(call.header("x-request-id"))
+        logs.request_id.set(found)
+        call.context.set_trailing_metadata((("x-request-id", found),))
+        start = time.perf_counter()
+        raised: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            level = logging.DEBUG if call.service.startswith(STANDARD) else logging.INFO
+            name, seconds = call.code(raised).name, time.perf_counter() - start
+            calls_log.log(level, "%s/%s %s %.3f s", call.service, call.method, name, seconds)
+
+
+class Metrics(CallInterceptor):
+    """Counts calls and messages and times calls."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Counts the start, and the end by status code."""
+        labels = (call.kind, call.service, call.method)
+        self._metrics.started.labels(*labels).inc()
+        start = time.perf_counter()
+        raised: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            self._metrics.seconds.labels(*labels).observe(time.perf_counter() - start)
+            self._metrics.handled.labels(*labels, _camel(call.code(raised))).inc()
+
+    def received(self, call: Call) -> None:
+        """Counts a request message."""
+        self._metrics.received.labels(call.kind, call.service, call.method).inc()
+
+    def sent(self, call: Call) -> None:
+        """Counts a response message."""
+        self._metrics.sent.labels(call.kind, call.service, call.method).inc()
+
+
+class Errors(CallInterceptor):
+    """Turns what a handler raises into a status; a fault of ours into an id, its stack into the log."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Aborts the call with the error's status."""
+        try:
+            yield
+        except (aio.AbortError, asyncio.CancelledError, GeneratorExit):
+            raise  # a status is set already, or nobody listens any more
+        except BaseException as error:
+            refusal = status.refusal(error)
+            if refusal is None:
+                error_id = status.new_error_id()
+                errors_log.exception("internal error %s in %s/%s", error_id, call.service, call.method)
+                refusal = status.internal(error_id)
+            kept = tuple(call.context.trailing_metadata() or ())
+            await call.context.abort(refusal.code, refusal.message, (*kept, *refusal.trailing_metadata()))
+
+
+class BearerToken(CallInterceptor):
+    """Asks every call but health for `authorization: Bearer TOKEN`."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Raises Unauthenticated; the comparison takes the same time for any wrong token."""
+        if call.service != HEALTH:
+            scheme, _, token = (call.header("authorization") or "").partition(" ")
+            right = hmac.compare_digest(token.strip().encode(), self._token)
+            if scheme.lower() != "bearer" or not right:
+                raise status.Unauthenticated("this server needs the metadata 'authorization: Bearer TOKEN'")
+        yield
+
+
+class Readiness(CallInterceptor):
+    """Turns calls away while the server loads or drains, and knows how many are in flight."""
+
+    def __init__(self) -> None:
+        self._refusal: str | None = "the model is loading"
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def open(self) -> None:
+        """Admits calls from now on."""
+        self._refusal = None
+
+    def close(self, reason: str) -> None:
+        """Turns calls away from now on; those in flight go on."""
+        self._refusal = reason
+
+    async def wait_idle(self) -> None:
+        """Returns when no call is in flight."""
+        await self._idle.wait()
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Raises NotServing, or counts the call in and out."""
+        if call.service.startswith(STANDARD):
+            yield
+            return
+        if self._refusal is not None:
+            raise NotServing(self._refusal)
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+
+def _camel(code: grpc.StatusCode) -> str:
+    """The code as go-grpc-middleware writes it: "InvalidArgument", "OK"."""
+    return "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")

@@ -1,0 +1,129 @@
+"""Prometheus metrics of a server: names as in go-grpc-middleware, and ours in base units."""
+
+import asyncio
+import platform
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import start_http_server
+
+CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+LAG_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
+LAG_INTERVAL_S = 0.5
+_METHOD = ("grpc_type", "grpc_service", "grpc_method")
+_MODEL = ("model_id", "run_id", "weights_sha256", "tokenizer_sha256", "dtype")
+
+disable_created_metrics()  # a second series for each counter that nobody reads
+
+
+class Queue(Protocol):
+    """Something that knows how much waits in it."""
+
+    waiting_items: int
+    waiting_tokens: int
+
+
+class ServerMetrics:
+    """The metrics of one server, in a registry of its own: several servers can share a process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.started = Counter(
+            "grpc_server_started", "Calls started on the server.", _METHOD, registry=registry
+        )
+        self.handled = Counter(
+            "grpc_server_handled", "Calls ended, by status code.", (*_METHOD, "grpc_code"), registry=registry
+        )
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Seconds from the start of a call to its end.",
+            _METHOD,
+            buckets=CALL_SECONDS,
+            registry=registry,
+        )
+        self.received = Counter(
+            "grpc_server_msg_received", "Request messages received.", _METHOD, registry=registry
+        )
+        self.sent = Counter("grpc_server_msg_sent", "Response messages sent.", _METHOD, registry=registry)
+        self.ready = Gauge("plaudit_ready", "1 while calls are admitted, 0 otherwise.", registry=registry)
+        self.lag = Histogram(
+            "plaudit_event_loop_lag_seconds",
+            "How much later than planned the event loop woke up, sampled twice a second.",
+            buckets=LAG_SECONDS,
+            registry=registry,
+        )
+        self._model = Gauge(
+            "plaudit_model_info", "1, with the loaded model as labels.", _MODEL, registry=registry
+        )
+        self._step = Gauge("plaudit_model_step", "Step of the loaded weights.", registry=registry)
+        self._build_info()
+
+    def set_model(
+        self,
+        model_id: str,
+        weights_sha256: str,
+        tokenizer_sha256: str,
+        dtype: str,
+        *,
+        run_id: str = "",
+        step: int = 0,
+    ) -> None:
+        """Says which weights serve from now on."""
+        self._model.clear()
+        self._model.labels(model_id, run_id, weights_sha256, tokenizer_sha256, dtype).set(1)
+        self._step.set(step)
+
+    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Exports what `read` returns at each scrape; `read` runs in the scraper's thread."""
+        Gauge(name, documentation, registry=self.registry).set_function(read)
+
+    def watch_queue(self, area: str, queue: Queue) -> None:
+        """Exports how much waits in a service's queue."""
+        self.gauge(f"plaudit_{area}_waiting_items", "Items waiting or running.", lambda: queue.waiting_items)
+        self.gauge(f"plaudit_{area}_waiting_tokens", "Tokens of those items.", lambda: queue.waiting_tokens)
+
+    async def watch_loop(self) -> None:
+        """Samples the event loop's lag until cancelled."""
+        while True:
+            due = time.monotonic() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            self.lag.observe(max(0.0, time.monotonic() - due))
+
+    def _build_info(self) -> None:
+        try:
+            release = version("plaudit")
+        except PackageNotFoundError:
+            release = "unknown"
+        labels = ("version", "python", "grpc")
+        info = Gauge("plaudit_build_info", "1, with versions as labels.", labels, registry=self.registry)
+        info.labels(release, platform.python_version(), grpc.__version__).set(1)
+
+
+class MetricsEndpoint:
+    """The HTTP endpoint Prometheus scrapes, in a thread of its own. Raises OSError if the port is taken."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        """Frees the port; blocks for up to half a second."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

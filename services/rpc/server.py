@@ -1,0 +1,272 @@
+"""The shell every server wears: bound first, ready when the model is loaded, drained when asked."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from grpc import aio
+from grpc_channelz.v1 import channelz
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from lm.errors import InputError, LmError
+from services.rpc.health import Health
+from services.rpc.interceptors import HEALTH, BearerToken, Errors, Metrics, Readiness, RequestIds
+from services.rpc.metrics import MetricsEndpoint, ServerMetrics
+from services.rpc.options import (
+    MAX_MESSAGE_BYTES,
+    OptionError,
+    ServerOptions,
+    is_loopback,
+    join_address,
+    parse_address,
+)
+
+__all__ = [
+    "CHANNEL_OPTIONS", "EXIT_DRAINED", "EXIT_FAILED", "EXIT_OPTIONS", "EXIT_UNAVAILABLE", "OptionError",
+    "PortTaken", "RunningServer", "ServerMetrics", "ServerOptions", "Service", "serve", "start_server",
+]  # fmt: skip
+
+EXIT_DRAINED, EXIT_OPTIONS, EXIT_UNAVAILABLE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 64, 69, 70, 130
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second listener
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Connections end now and then (gRPC adds 10 % jitter; calls in flight go on), or clients that
+    # balance over replicas would never see a new one.
+    ("grpc.max_connection_age_ms", 300_000),
+)
+PARENT_POLL_S = 0.5
+_FLUSH_S = 0.5
+"""How long answers that are given already have to leave the server."""
+_THREADS_S = 5.0
+"""How long a service's threads have to end: the length of one forward, once nobody waits for it."""
+
+log = logging.getLogger("services.rpc.server")
+
+
+async def _nothing() -> None:
+    """The drain of a service that holds nothing."""
+
+
+@dataclass
+class Service:
+    """What a server serves."""
+
+    name: str
+    """Short name for people, for example "reward"."""
+    full_names: tuple[str, ...]
+    """Full proto names, for health and reflection."""
+    register: Callable[[aio.Server], None]
+    """Adds the servicers to the server; called before the model is loaded."""
+    load: Callable[[], Awaitable[str]]
+    """Loads the model off the event loop; returns the one line that says what was chosen. Of what it
+    raises, LmError is told in a line, and anything else logged with its stack."""
+    drain: Callable[[], Awaitable[None]] = _nothing
+    """Stops threads and tasks; called once no call is in flight, and only if `load` had returned."""
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+
+
+class PortTaken(Exception):
+    """An address can't be listened on."""
+
+
+class RunningServer:
+    """A server that listens; its model may still be loading."""
+
+    def __init__(self, service: Service, options: ServerOptions) -> None:
+        self._service = service
+        self._options = options
+        self._readiness = Readiness()
+        self._health = Health(service.full_names)
+        self._server = self._build()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._endpoint: MetricsEndpoint | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.loaded: asyncio.Task[str]
+        """Ends when the server is ready, with the line that says what was chosen, or with load's error."""
+        self.address = ""
+        self.metrics_address = ""
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return parse_address(self.address)[1]
+
+    async def start(self) -> None:
+        """Listens, says it is alive but not ready, and begins to load. Raises OptionError, PortTaken."""
+        self._options.check()
+        self.address = self._bind()
+        self._start_metrics()
+        await self._health.register(self._server)
+        await self._server.start()
+        self._tasks.append(asyncio.create_task(self._service.metrics.watch_loop()))
+        self.loaded = asyncio.create_task(self._load())
+
+    async def wait_ready(self) -> str:
+        """Returns load's line when calls are admitted; raises what load raised."""
+        return await asyncio.shield(self.loaded)
+
+    async def stop(self) -> None:
+        """NOT_SERVING, admits nothing, finishes what is in flight, ends its own tasks; safe to call twice."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._drain())
+        await asyncio.shield(self._stopping)
+
+    async def _drain(self) -> None:
+        was_loaded = self.loaded.done() and not self.loaded.cancelled() and not self.loaded.exception()
+        self.loaded.cancel()
+        self._readiness.close("the server is shutting down")
+        self._service.metrics.ready.set(0)
+        await self._health.set_ready(False)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._readiness.wait_idle(), self._options.grace_s)
+        await self._server.stop(_FLUSH_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, self.loaded, return_exceptions=True)
+        if was_loaded:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._service.drain(), _THREADS_S)
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
+
+    async def _load(self) -> str:
+        line = await self._service.load()
+        self._readiness.open()
+        self._service.metrics.ready.set(1)
+        await self._health.set_ready(True)
+        return line
+
+    def _build(self) -> aio.Server:
+        options = self._options
+        interceptors = [RequestIds(), Metrics(self._service.metrics), Errors()]
+        if options.token is not None:
+            interceptors.append(BearerToken(options.token))
+        interceptors.append(self._readiness)
+        server = aio.server(interceptors=interceptors, options=CHANNEL_OPTIONS)
+        self._service.register(server)
+        reflection.enable_server_reflection(
+            (*self._service.full_names, HEALTH, reflection.SERVICE_NAME), server
+        )
+        return server
+
+    def _bind(self) -> str:
+        host, port = parse_address(self._options.address)
+        if is_loopback(host):
+            channelz.add_channelz_servicer(self._server)
+        check_port(host, port)
+        try:
+            port = self._server.add_insecure_port(join_address(host, port))
+        except RuntimeError as error:  # taken since the check
+            raise PortTaken(f"can't listen on {self._options.address}: {error}") from None
+        return join_address(host, port)
+
+    def _start_metrics(self) -> None:
+        if self._options.metrics_address is None:
+            return
+        host, port = parse_address(self._options.metrics_address, "--metrics-address")
+        check_port(host, port)
+        self._endpoint = MetricsEndpoint(host, port, self._service.metrics.registry)
+        self.metrics_address = join_address(host, self._endpoint.port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises PortTaken with the system's reason; gRPC's own error is several lines of its internals."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        hint = "; another process listens there, choose another port" if taken else ""
+        raise PortTaken(f"can't listen on {join_address(host, port)}: {error.strerror}{hint}") from None
+
+
+@contextlib.asynccontextmanager
+async def start_server(
+    service: Service, options: ServerOptions | None = None
+) -> AsyncIterator[RunningServer]:
+    """A running server for tests and for use within a process; `wait_ready` tells when it is ready."""
+    server = RunningServer(service, options or ServerOptions())
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def serve(service: Service, options: ServerOptions) -> int:
+    """Serves until SIGTERM, SIGINT or the parent's end; returns the process's exit code."""
+    asked = _stop_request()
+    server = RunningServer(service, options)
+    try:
+        await server.start()
+    except OptionError as error:
+        return _fail(service, str(error), EXIT_OPTIONS)
+    except PortTaken as error:
+        return _fail(service, str(error), EXIT_UNAVAILABLE)
+    print(f"listening on {server.address}", flush=True)
+    if server.metrics_address:
+        print(f"metrics on {server.metrics_address}", flush=True)
+    watching = asyncio.create_task(_watch_parent(options.exit_with_parent, asked))
+    await asyncio.wait({asked, server.loaded}, return_when=asyncio.FIRST_COMPLETED)
+    code = _report_load(service, server.loaded) if server.loaded.done() else EXIT_DRAINED
+    if code == EXIT_DRAINED:
+        log.info("%s: draining after %s", service.name, await asked)
+    await server.stop()
+    watching.cancel()
+    return code
+
+
+def _report_load(service: Service, loaded: asyncio.Task[str]) -> int:
+    error = loaded.exception()
+    if error is None:
+        print(loaded.result(), flush=True)
+        return EXIT_DRAINED
+    if isinstance(error, InputError):
+        return _fail(service, str(error), EXIT_OPTIONS)
+    if not isinstance(error, LmError):
+        log.error("%s: unexpected error while loading", service.name, exc_info=error)
+    return _fail(service, f"the model can't be loaded: {error}", EXIT_FAILED)
+
+
+def _fail(service: Service, message: str, code: int) -> int:
+    print(f"{service.name}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _stop_request() -> asyncio.Future[str]:
+    """Ends with the reason when the process is asked to stop. A second SIGINT leaves at once."""
+    loop = asyncio.get_running_loop()
+    asked: asyncio.Future[str] = loop.create_future()
+
+    def ask(reason: str) -> None:
+        if not asked.done():
+            asked.set_result(reason)
+        elif reason == "SIGINT":
+            os._exit(EXIT_INTERRUPTED)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask, number.name)
+    return asked
+
+
+async def _watch_parent(parent: int | None, asked: asyncio.Future[str]) -> None:
+    while parent is not None and not asked.done():
+        if os.getppid() != parent:
+            asked.set_result("the end of its parent")
+        await asyncio.sleep(PARENT_POLL_S)

@@ -1,0 +1,59 @@
+"""Addresses and options: what is refused, and with which words."""
+
+import pytest
+
+from services.rpc.options import OptionError, ServerOptions, is_loopback, join_address, parse_address
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("localhost:50051", "localhost", 50051),
+        ("[::1]:65535", "::1", 65535),
+        ("0.0.0.0:80", "0.0.0.0", 80),
+    ],
+)
+def test_addresses_go_there_and_back(address, host, port):
+    assert parse_address(address) == (host, port)
+    assert join_address(host, port) == address
+
+
+@pytest.mark.parametrize("address", ["", "50051", ":50051", "host:", "host:http", "host:65536", "host:-1"])
+def test_bad_addresses_name_the_option_and_the_form(address):
+    with pytest.raises(OptionError, match=r"--metrics-address is .*; use HOST:PORT"):
+        parse_address(address, "--metrics-address")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1"])
+def test_loopback(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_not_loopback(host):
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ServerOptions(address="0.0.0.0:0"), "--address 0.0.0.0:0 can be reached .* --insecure"),
+        (ServerOptions(metrics_address="0.0.0.0:0"), "--metrics-address 0.0.0.0:0 can be reached"),
+        (ServerOptions(log_format="xml"), "--log-format is 'xml'; use text or json"),
+        (ServerOptions(grace_s=-1), "--grace is -1; use 0"),
+        (ServerOptions(token=" "), "PLAUDIT_TOKEN is set but empty"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        options.check()
+
+
+def test_insecure_and_loopback_pass():
+    ServerOptions(address="0.0.0.0:0", metrics_address="0.0.0.0:0", insecure=True).check()
+    ServerOptions(metrics_address="localhost:0", token="t").check()
+
+
+def test_the_token_is_not_in_the_options_repr():
+    assert "hush" not in repr(ServerOptions(token="hush"))
