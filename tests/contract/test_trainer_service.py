@@ -1,0 +1,82 @@
+"""GetRun over a real server, from the board that the training loop writes."""
+
+import pytest
+
+from plaudit.clients import PlauditError, TrainerClient
+from trainer.board import Board
+from trainer.config import RunOptions
+from trainer.errors import ConfigError, Stopped
+from trainer.servicer import serve_run, to_proto
+
+ANY = RunOptions(address="127.0.0.1:0")
+
+
+def address_of(capsys):
+    return capsys.readouterr().out.split("listening on ")[1].split()[0]
+
+
+def test_get_run_tells_what_the_board_holds_from_start_to_end(capsys):
+    board = Board("nightly-1")
+    with serve_run(board, "ppo", ANY), TrainerClient(address_of(capsys)) as client:
+        run = client.get_run()
+        assert (run.run_id, run.stage, run.state, run.step, run.last_step_at) == (
+            "nightly-1", "ppo", "starting", 0, None,
+        )  # fmt: skip
+        assert run.started_at.timestamp() == pytest.approx(board.status.started_at.timestamp(), abs=1e-5)
+        last = board.status.started_at
+        board.tell(
+            state="running",
+            step=3,
+            total_steps=9,
+            metrics={"objective/kl": 0.5},
+            last_step_at=last,
+            checkpoint="c",
+        )
+        run = client.get_run()
+        assert (run.state, run.step, run.total_steps, run.checkpoint) == ("running", 3, 9, "c")
+        assert run.metrics == {"objective/kl": 0.5}
+        assert run.last_step_at is not None
+    assert board.status.state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "says"),
+    [
+        (Stopped("after step 3"), "stopped", "after step 3"),
+        (KeyboardInterrupt(), "stopped", ""),
+        (ValueError("no"), "failed", "ValueError: no"),
+    ],
+)
+def test_how_a_run_ended_stands_on_the_board(end, state, says):
+    board = Board("r")
+    with pytest.raises(type(end)), serve_run(board, "sft", RunOptions()):
+        raise end
+    assert (board.status.state, board.status.error) == (state, says)
+    assert to_proto(board.status).state > 3
+
+
+def test_without_an_address_nothing_is_served(capsys):
+    with serve_run(Board("r"), "reward_model", RunOptions()):
+        assert capsys.readouterr().out == ""
+
+
+def test_an_address_that_is_taken_or_open_to_others_is_a_wrong_configuration(capsys):
+    with serve_run(Board("r"), "ppo", ANY):
+        taken = RunOptions(address=address_of(capsys))
+        with pytest.raises(ConfigError, match="--address"), serve_run(Board("s"), "ppo", taken):
+            pass
+    with (
+        pytest.raises(ConfigError, match="--insecure"),
+        serve_run(Board("s"), "ppo", RunOptions(address="0.0.0.0:0")),
+    ):
+        pass
+
+
+def test_a_token_is_asked_for_where_one_is_set(capsys, monkeypatch):
+    monkeypatch.setenv("PLAUDIT_TOKEN", "secret")
+    with serve_run(Board("r"), "ppo", ANY):
+        address = address_of(capsys)
+        with TrainerClient(address) as client:
+            assert client.get_run().run_id == "r"
+        with TrainerClient(address, token="wrong") as client, pytest.raises(PlauditError):
+            client.get_run()

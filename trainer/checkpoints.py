@@ -1,0 +1,228 @@
+"""Checkpoints: written whole or not at all, and read only when nothing is missing.
+
+    FOLDER/step-00000042/
+        manifest.json            step, parts and their files, sha256 of each file, digests of what was used
+        policy.safetensors       tensors of the part "policy", by path
+        policy.json              its shape and its scalars, with references to the tensors
+
+A part is any nesting of dicts, lists, tuples, scalars and tensors, so optimiser and generator states fit as
+they are. Nothing is pickled. A checkpoint is written to a temporary folder, synced, then renamed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.errors import CheckpointError
+
+# dict | list | tuple | str | int | float | bool | None | Tensor, nested at will. Any: torch types states so.
+State: TypeAlias = Any
+Json: TypeAlias = Any
+
+MANIFEST = "manifest.json"
+VERSION = 1
+_PREFIX = "step-"
+_TEMPORARY = ".tmp-"
+_TAG = "$"
+
+logger = logging.getLogger(__name__)
+
+
+def save(
+    folder: Path,
+    step: int,
+    parts: Mapping[str, State],
+    digests: Mapping[str, str] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Writes `parts` as the checkpoint of `step`, keeps the newest `keep`, and returns its folder.
+
+    `digests` (configuration, data, tokenizer) go to the manifest. Checkpoints of later steps are of a course
+    that was abandoned by resuming from an earlier one, and are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{_PREFIX}{step:08d}"
+    temporary = folder / f"{_TEMPORARY}{target.name}"
+    for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    files = {name: _write_part(temporary, name, state) for name, state in parts.items()}
+    manifest = {
+        "version": VERSION,
+        "step": step,
+        "parts": files,
+        "files": {name: _sha256(temporary / name) for names in files.values() for name in names},
+        "digests": dict(digests or {}),
+    }
+    _write_text(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    _sync(temporary)
+    _put_in_place(temporary, target)
+    _remove_all_but(folder, step, keep)
+    return target
+
+
+def load(path: Path, required: Collection[str] = ()) -> dict[str, State]:
+    """The parts of the checkpoint at `path`, tensors on the CPU.
+
+    Raises CheckpointError if a file is absent or damaged, or one of the `required` parts isn't there.
+    """
+    manifest = read_manifest(path)
+    missing = sorted(set(required) - manifest["parts"].keys())
+    if missing:
+        raise CheckpointError(f"checkpoint {path} lacks the part {', '.join(missing)}")
+    return {name: _read_part(path, name, files) for name, files in manifest["parts"].items()}
+
+
+def load_part(path: Path, name: str) -> State:
+    """One part of the checkpoint at `path`. Raises CheckpointError as `load` does."""
+    files = read_manifest(path)["parts"].get(name)
+    if files is None:
+        raise CheckpointError(f"checkpoint {path} lacks the part {name}")
+    return _read_part(path, name, files)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint at `path`, after every file was held against it.
+
+    Raises CheckpointError naming the first file that is absent or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} can't be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not of version {VERSION}")
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"checkpoint {path}: {name} is missing")
+        if _sha256(path / name) != digest:
+            raise CheckpointError(f"checkpoint {path}: {name} is damaged (its sha256 differs)")
+    return manifest
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that is whole; damaged ones are skipped with a warning."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            read_manifest(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before", error)
+        else:
+            return path
+    return None
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at `path`."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
+    return sorted((path for path in found if path.name.removeprefix(_PREFIX).isdecimal()), key=step_of)
+
+
+def _write_part(folder: Path, name: str, state: State) -> list[str]:
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"{name!r} can't name a part: letters, digits, - and _ only")
+    tensors: dict[str, Tensor] = {}
+    tree = _flatten(state, name, tensors)
+    _write_text(folder / f"{name}.json", json.dumps(tree))
+    if not tensors:
+        return [f"{name}.json"]
+    save_file(tensors, folder / f"{name}.safetensors")
+    _sync(folder / f"{name}.safetensors")
+    return [f"{name}.json", f"{name}.safetensors"]
+
+
+def _read_part(folder: Path, name: str, files: Collection[str]) -> State:
+    tensors = load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in files else {}
+    return _unflatten(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+
+
+def _flatten(value: State, path: str, tensors: dict[str, Tensor]) -> Json:
+    """`value` as JSON; its tensors are put into `tensors` under their path."""
+    if isinstance(value, Tensor):
+        key = f"{len(tensors)}:{path}"  # the number keeps {"a.b": …} apart from {"a": {"b": …}}
+        # A clone each: safetensors refuses two tensors that share memory.
+        tensors[key] = value.detach().cpu().clone().contiguous()
+        return {_TAG: "tensor", "name": key}
+    if isinstance(value, Mapping):
+        items = [(key, _flatten(each, f"{path}.{key}", tensors)) for key, each in value.items()]
+        if all(isinstance(key, str) and key != _TAG for key, _ in items):
+            return dict(items)
+        return {_TAG: "dict", "items": [[_flatten(key, path, tensors), each] for key, each in items]}
+    if isinstance(value, list | tuple):
+        items = [_flatten(each, f"{path}.{index}", tensors) for index, each in enumerate(value)]
+        return items if isinstance(value, list) else {_TAG: "tuple", "items": items}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{path}: a {type(value).__name__} can't be kept in a checkpoint")
+
+
+def _unflatten(tree: Json, tensors: Mapping[str, Tensor]) -> State:
+    if isinstance(tree, list):
+        return [_unflatten(each, tensors) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    match tree.get(_TAG):
+        case None:
+            return {key: _unflatten(each, tensors) for key, each in tree.items()}
+        case "tensor":
+            return tensors[tree["name"]]
+        case "tuple":
+            return tuple(_unflatten(each, tensors) for each in tree["items"])
+        case _:
+            return {_unflatten(key, tensors): _unflatten(each, tensors) for key, each in tree["items"]}
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    if target.exists() and _same_files(temporary, target):
+        shutil.rmtree(temporary)  # resumed and stopped at once: nothing new to keep
+        return
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _sync(target.parent)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    try:
+        return read_manifest(one) == read_manifest(other)
+    except CheckpointError:
+        return False
+
+
+def _remove_all_but(folder: Path, step: int, keep: int) -> None:
+    paths = _checkpoints(folder)
+    abandoned = [path for path in paths if step_of(path) > step]
+    old = [path for path in paths if step_of(path) <= step][:-keep]
+    for path in abandoned + old:
+        shutil.rmtree(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

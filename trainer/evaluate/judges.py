@@ -1,0 +1,154 @@
+"""Judges: whatever gives responses a number, higher is better.
+
+A judge is a plug-in of the user's, a reward service, or a reward model on disk; the comparison doesn't
+know which. What can't be judged (an empty text, for a reward model asked in text) is None, never a number.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from lm.errors import InputError
+from lm.loading import LoadedReward, load_reward_model
+from lm.placement import Placement
+from lm.rewards import sequence_scores
+from lm.tokenizer import encode_chat, encode_pair, tokenizer_sha256
+from plaudit.clients import Chat, RewardClient
+from plaudit.clients.data import Reward, Scorable
+from plaudit.clients.errors import PlauditError
+from trainer.errors import ServiceUnreachable
+from trainer.evaluate.config import JudgeSection
+from trainer.evaluate.plugins import JudgeError, load_plugin
+from trainer.evaluate.samples import Sample
+from trainer.ppo.batches import batches
+
+Judge = Callable[[Sequence[Sample]], list[float | None]]
+
+SCORED_TOGETHER = 16
+"""Sequences in one forward pass of a reward model loaded here."""
+
+
+def load_judges(sections: Mapping[str, JudgeSection], placement: Placement, key: str) -> dict[str, Judge]:
+    """The judges by name. `key` is the configuration's section, for messages.
+
+    Raises JudgeError, ModelLoadError.
+    """
+    return {name: _load(section, placement, f"{key}.{name}") for name, section in sections.items()}
+
+
+def judge_all(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float | None]:
+    """Asks the judge once for everything. Raises JudgeError unless each answer is a finite number or None."""
+    scores = judge(samples)
+    if len(scores) != len(samples):
+        raise JudgeError(f"judge {name!r} gave {len(scores)} numbers for {len(samples)} responses")
+    for index, score in enumerate(scores):
+        if score is not None and not math.isfinite(score):
+            raise JudgeError(f"judge {name!r} gave {score} for response {index}; numbers must be finite")
+    return scores
+
+
+def _load(section: JudgeSection, placement: Placement, key: str) -> Judge:
+    if section.plugin is not None:
+        return plugin_judge(section.plugin, section.options)
+    if section.reward is not None:
+        return service_judge(RewardClient(section.reward), f"{key}.reward")
+    return model_judge(load_reward_model(section.path or "", placement))
+
+
+def plugin_judge(reference: str, options: Mapping[str, object]) -> Judge:
+    """A user's function or class; see plugins.load_plugin. It is asked with texts: prompts, responses."""
+    ask = load_plugin(reference, options)
+
+    def judge(samples: Sequence[Sample]) -> list[float | None]:
+        prompts, responses = [sample.prompt for sample in samples], [sample.text for sample in samples]
+        try:
+            return [None if score is None else float(score) for score in ask(prompts, responses)]
+        except Exception as error:  # whatever a user's code may do
+            raise JudgeError(f"judge {reference!r} failed: {error!r}") from error
+
+    return judge
+
+
+def service_judge(client: RewardClient, key: str) -> Judge:
+    """A reward service, asked in ids where it has the samples' tokenizer, in text otherwise.
+
+    Raises ServiceUnreachable, at once if it isn't there, and later when it is asked.
+    """
+    with _naming(key):
+        info = client.get_model()
+
+    def judge(samples: Sequence[Sample]) -> list[float | None]:
+        in_ids = _share_tokenizer(samples, info.model.tokenizer_sha256)
+        digest = info.model.tokenizer_sha256 if in_ids else ""
+        scores: list[float | None] = []
+        for rows in batches([len(sample.ids) for sample in samples], info.limits):
+            items = [_item(samples[row], in_ids) for row in rows]
+            with _naming(key):
+                results = client.score(items, tokenizer_sha256=digest).results
+            scores += [result.reward if isinstance(result, Reward) else None for result in results]
+        return scores
+
+    return judge
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    try:
+        yield
+    except PlauditError as error:
+        raise ServiceUnreachable(f"{error} ({key})") from error
+
+
+def _item(sample: Sample, in_ids: bool) -> Scorable:
+    if in_ids:
+        return sample.ids
+    return Chat(sample.turns) if sample.turns else (sample.prompt, sample.text)
+
+
+def model_judge(loaded: LoadedReward) -> Judge:
+    """A reward model loaded here; its normalised rewards."""
+    digest = tokenizer_sha256(loaded.tokenizer)
+
+    def judge(samples: Sequence[Sample]) -> list[float | None]:
+        in_ids = _share_tokenizer(samples, digest)
+        sequences = [_encode(loaded, sample, in_ids) for sample in samples]
+        rows = sorted((row for row, ids in enumerate(sequences) if ids), key=lambda row: len(sequences[row]))
+        scores: list[float | None] = [None] * len(samples)
+        for start in range(0, len(rows), SCORED_TOGETHER):
+            together = rows[start : start + SCORED_TOGETHER]
+            with torch.inference_mode():
+                raw = sequence_scores(loaded.model, [sequences[row] for row in together]).tolist()
+            for row, value in zip(together, raw, strict=True):
+                scores[row] = (value - loaded.reward_mean) / loaded.reward_std
+        return scores
+
+    return judge
+
+
+def _encode(loaded: LoadedReward, sample: Sample, in_ids: bool) -> Sequence[int]:
+    """Ids for the model; none if it can't judge the sample."""
+    if in_ids:
+        ids: Sequence[int] = sample.ids
+    elif not sample.text:
+        return ()
+    else:
+        ids = _encode_text(loaded, sample)
+    return ids if len(ids) <= loaded.context_length else ()
+
+
+def _encode_text(loaded: LoadedReward, sample: Sample) -> Sequence[int]:
+    try:
+        if sample.turns:
+            return encode_chat(loaded.tokenizer, sample.turns, add_generation_prompt=False)
+        return encode_pair(
+            loaded.tokenizer, sample.prompt, sample.text,
+            pair_format=loaded.pair_format, append_eos=loaded.append_eos,
+        )  # fmt: skip
+    except InputError:
+        return ()
+
+
+def _share_tokenizer(samples: Sequence[Sample], digest: str) -> bool:
+    return {sample.tokenizer_sha256 for sample in samples} == {digest}

@@ -1,0 +1,220 @@
+"""What SFT and the reward model share around their steps: resuming, metrics, checkpoints, stopping."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer import checkpoints
+from trainer.board import Board
+from trainer.config import RunOptions, RunSection, Section, render_toml
+from trainer.errors import ConfigError, NotFinite, Stopped, TrainerError
+from trainer.identity import config_digest, identity, refuse_changes
+from trainer.metrics import RunMetrics, Stage
+from trainer.progress import StepProgress
+from trainer.stopping import StopSignal
+
+MOST_SKIPS_IN_A_ROW = 3
+LOOP = "loop"
+"""The checkpoint part that the loop itself keeps."""
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Something that a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on bit for bit."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports."""
+
+    values: Mapping[str, float]
+    """By the names of the stage's metrics."""
+    skipped: bool
+    """Whether its gradient wasn't finite and no weight moved."""
+    tokens: int
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Further counters of the stage, and what the step adds to them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and the checkpoint that it goes on from."""
+
+    config: Section
+    section: RunSection
+    options: RunOptions
+    checkpoint: Path | None
+    board: Board
+
+
+def open_run(config: Section, section: RunSection, options: RunOptions) -> Run:
+    """Finds where to go on, and leaves the effective configuration in the run's folder.
+
+    Raises ConfigError if there is a run of this name and nobody said --resume, or if the checkpoint was
+    made with another configuration.
+    """
+    checkpoint = checkpoints.latest_whole(section.checkpoints)
+    board = Board(f"{section.name}-{secrets.token_hex(4)}")
+    if options.dry_run:
+        return Run(config, section, options, None, board)
+    if checkpoint is not None and not options.resume:
+        step = checkpoints.step_of(checkpoint)
+        reason = f"{section.folder} holds a run at step {step}; add --resume to go on, or choose another name"
+        raise ConfigError.at("run.name", reason)
+    if checkpoint is not None:
+        refuse_changes(config, checkpoints.load_part(checkpoint, LOOP)["config"])
+    section.folder.mkdir(parents=True, exist_ok=True)
+    (section.folder / "config.toml").write_text(render_toml(config), encoding="utf-8")
+    return Run(config, section, options, checkpoint, board)
+
+
+class Loop:
+    """Takes steps until all are done or somebody wants it to stop."""
+
+    def __init__(
+        self, stage: Stage, run: Run, total: int, parts: Mapping[str, Stateful], digests: Mapping[str, str]
+    ) -> None:
+        """`parts` are what a checkpoint keeps, `digests` what it was made from (data, model, tokenizer).
+
+        Restores `parts` if the run goes on. Raises CheckpointError if one is absent from the checkpoint,
+        ConfigError if a digest differs.
+        """
+        self.step = 0
+        self._stage, self._run, self._total = stage, run, total
+        self._parts, self._digests = parts, digests
+        self._skips_in_a_row = 0
+        self._enough = False
+        if run.checkpoint is not None:
+            self._restore(run.checkpoint)
+
+    def _restore(self, path: Path) -> None:
+        saved = checkpoints.read_manifest(path)["digests"]
+        changed = [name for name, digest in self._digests.items() if saved.get(name) != digest]
+        if changed:
+            raise ConfigError(
+                [f"{name}: its content has changed since {path.name} was written" for name in changed]
+            )
+        states = checkpoints.load(path, [LOOP, *self._parts])
+        for name, part in self._parts.items():
+            part.load_state_dict(states[name])
+        self.step = states[LOOP]["step"]
+        self._skips_in_a_row = states[LOOP]["skips_in_a_row"]
+        logger.info("going on from %s", path)
+
+    def run(
+        self,
+        take_step: Callable[[int], StepResult],
+        after_step: Callable[[int], Mapping[str, float]],
+        shown: Mapping[str, str],
+        at_start: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
+        """Runs to the last step, and leaves a checkpoint of it.
+
+        `take_step` gets the step's index from 0; `after_step` the number of steps done, and may return
+        further metrics, as may `at_start`, which is called before the first step, resumed or not.
+        `shown` maps metrics to their names in the live line.
+        Raises Stopped after SIGTERM, NotFinite after three skipped steps in a row, and what the steps
+        raise: if it is resumable, after a checkpoint.
+        """
+        resumed = self.step if self._run.checkpoint else None
+        with (
+            RunMetrics(self._stage, self._run.section.folder, resumed) as metrics,
+            StopSignal() as stop,
+            StepProgress(self._stage.replace("_", " "), self._total, self.step) as progress,
+        ):
+            if self._run.options.metrics_address:
+                address = metrics.serve(self._run.options.metrics_address, self._run.options.insecure)
+                print(f"metrics on {address}", flush=True)
+            self._run.board.tell(state="running", step=self.step, total_steps=self._total)
+            if at_start and (values := at_start()):
+                metrics.log(self.step, values)
+            while self.step < self._total and not self._enough:
+                with self._kept_if_resumable():
+                    values = self._one_step(take_step, after_step, metrics)
+                progress.advance({label: values[name] for name, label in shown.items()})
+                self._keep(stop.requested)
+
+    def finish(self) -> None:
+        """Makes the step under way the last one, though the configuration asks for more."""
+        self._enough = True
+
+    @contextmanager
+    def _kept_if_resumable(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainerError as error:
+            if error.resumable:
+                self._save()
+                error.args = (f"{error}; step {self.step} is kept, go on with --resume",)
+            raise
+
+    def _one_step(
+        self,
+        take_step: Callable[[int], StepResult],
+        after_step: Callable[[int], Mapping[str, float]],
+        metrics: RunMetrics,
+    ) -> dict[str, float]:
+        start = time.monotonic()
+        result = take_step(self.step)
+        seconds = time.monotonic() - start
+        self.step += 1
+        if result.skipped:
+            metrics.count("skipped_updates")
+        for name, amount in result.counts.items():
+            metrics.count(name, amount)
+        self._skips_in_a_row = self._skips_in_a_row + 1 if result.skipped else 0
+        if self._skips_in_a_row == MOST_SKIPS_IN_A_ROW:
+            raise NotFinite(
+                f"the gradient was not finite {MOST_SKIPS_IN_A_ROW} steps in a row, up to step {self.step}; "
+                "lower the learning rate"
+            )
+        timing = {
+            "total_steps": self._total,
+            "seconds_per_step": seconds,
+            "tokens_per_second": result.tokens / seconds,
+        }
+        values = {**result.values, **timing}
+        try:
+            values |= after_step(self.step)
+        finally:  # the step was taken, whatever became of what follows it
+            metrics.log(self.step, values)
+        board = self._run.board
+        board.tell(step=self.step, last_step_at=datetime.now(UTC), metrics=dict(metrics.latest))
+        return values
+
+    def _keep(self, stop: bool) -> None:
+        every = self._run.section.checkpoint_every
+        due = every > 0 and self.step % every == 0
+        done = self.step == self._total or self._enough
+        if stop or due or done:
+            self._save()
+        if stop and not done:
+            raise Stopped(f"stopped after step {self.step} of {self._total}; go on with --resume")
+
+    def _save(self) -> None:
+        config = self._run.config
+        states: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
+        states[LOOP] = {
+            "step": self.step,
+            "skips_in_a_row": self._skips_in_a_row,
+            "config": identity(config),
+        }
+        digests = {**self._digests, "config": config_digest(config)}
+        section = self._run.section
+        path = checkpoints.save(section.checkpoints, self.step, states, digests, section.keep_checkpoints)
+        self._run.board.tell(checkpoint=str(path))

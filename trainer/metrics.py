@@ -1,0 +1,280 @@
+"""A run's metrics: one table of names, exported to Prometheus and to `metrics.jsonl`.
+
+    objective/kl  →  gauge plaudit_ppo_objective_kl  and  {"step": 3, "time": …, "objective/kl": 4.2}
+
+The process's own figures (resident memory, open files, …) come with prometheus-client's names.
+Only names of the table can be logged. Counters grow over the whole run, resumed or not; each line of the
+file holds their values so far. PPO's names are TRL's where TRL has them; RECIPE section 4 defines them.
+"""
+
+import ipaddress
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+
+from trainer.errors import ConfigError
+
+Stage = Literal["sft", "reward_model", "ppo"]
+FILE_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table."""
+
+    name: str
+    help: str
+    kind: Literal["gauge", "counter"] = "gauge"
+
+
+def _each(sets: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Metric]:
+    for prefix, where in sets.items():
+        for name, text in names.items():
+            yield Metric(f"{prefix}/{name}", f"{text} {where}")
+
+
+_COMMON = (
+    Metric("step", "optimisation steps done (PPO: rollout-and-update iterations)"),
+    Metric("total_steps", "steps that the configuration asks for"),
+    Metric("last_step_timestamp_seconds", "when the last step ended, in seconds since 1970"),
+    Metric("seconds_per_step", "wall time of the last step, in seconds"),
+)
+_OPTIMISER = (
+    Metric("lr", "learning rate of the step"),
+    Metric("grad_norm", "norm of the gradient before clipping"),
+    Metric("epoch", "passes over the training data so far"),
+    Metric("tokens_per_second", "tokens of the training sequences per second"),
+    Metric("skipped_updates", "updates skipped because of a gradient that is not finite", "counter"),
+)
+
+SFT = (
+    *_COMMON,
+    *_OPTIMISER,
+    *_each(
+        {"train": "of the last step", "validation": "over the validation demonstrations"},
+        {
+            "loss": "mean negative log-likelihood per completion token, in nats,",
+            "perplexity": "exp of the loss",
+            "token_accuracy": "share of completion tokens that are the most likely one,",
+            "eos_accuracy": "share of completions whose last token, the EOS, is the most likely one,",
+        },
+    ),
+)
+
+REWARD_MODEL = (
+    *_COMMON,
+    *_OPTIMISER,
+    *_each(
+        {
+            "train": "of the last step",
+            "validation": "over the held-out rankings",
+            "heldout_labelers": "over the rankings of held-out labelers",
+        },
+        {
+            "loss": "ranking loss: mean over prompts of the mean over their pairs, in nats,",
+            "accuracy": "share of pairs whose preferred completion scores higher,",
+            "margin": "mean of preferred minus other score",
+            "chosen_mean": "mean score of the preferred completions of all pairs",
+            "rejected_mean": "mean score of the other completions of all pairs",
+            "reward_mean": "mean score of all completions",
+            "reward_std": "standard deviation of the scores of all completions",
+            "calibration_error": "expected calibration error of σ(score difference), 10 bins,",
+        },
+    ),
+)
+
+PPO = (
+    *_COMMON,
+    Metric(
+        "objective/kl", "mean over sequences of the summed log-probability ratio to the reference, in nats"
+    ),
+    Metric("objective/entropy", "mean over sequences of the summed negative log-probability, in nats"),
+    Metric("objective/scores", "mean score of the reward model, normalised"),
+    Metric("objective/scores_std", "standard deviation of the scores over the sequences"),
+    Metric("objective/non_score_reward", "mean over sequences of the summed KL penalty (negative)"),
+    Metric("objective/rlhf_reward", "scores plus KL penalty: what PPO maximises"),
+    Metric("objective/kl_coef", "β of the KL penalty in this step"),
+    Metric("policy/approxkl_avg", "half the mean squared log-ratio to the policy of the rollout"),
+    Metric("policy/clipfrac_avg", "share of tokens whose clipped policy loss is the larger"),
+    Metric("policy/entropy_avg", "entropy of the next-token distribution, mean over tokens, in nats"),
+    Metric("loss/policy_avg", "policy loss, mean over the step's updates"),
+    Metric("loss/value_avg", "value loss, mean over the step's updates"),
+    Metric("loss/ptx", "pretraining loss per token, in nats"),
+    Metric("val/ratio", "mean probability ratio to the policy of the rollout"),
+    Metric("val/ratio_var", "variance of that ratio"),
+    Metric("val/ratio_first", "mean ratio in the first minibatch: 1 if the learner recomputed"),
+    Metric("val/clipfrac_avg", "share of tokens whose clipped value loss is the larger"),
+    Metric("val/explained_variance", "1 − Var(return − value) / Var(return), over tokens"),
+    Metric("val/num_eos_tokens", "sequences that ended by themselves"),
+    Metric("val/eos_rate", "share of sequences that ended by themselves"),
+    Metric("response_length/mean", "mean response length, in tokens"),
+    Metric("response_length/max", "longest response, in tokens"),
+    Metric("response_length/clip_ratio", "share of responses cut at the limit"),
+    Metric("mismatch/logprob_abs_mean", "mean |log-probability of learner − generator| on sampled tokens"),
+    Metric("mismatch/logprob_abs_max", "largest |log-probability of learner − generator|"),
+    Metric("mismatch/kl", "KL of generator to learner per token, by the k3 estimator, in nats"),
+    Metric("policy_lag", "learner step minus the step that generated"),
+    Metric("grad_norm/policy", "norm of the policy gradient before clipping"),
+    Metric("grad_norm/value", "norm of the value gradient before clipping"),
+    Metric("grad_norm/ptx", "norm of the pretraining gradient before it is added"),
+    Metric("lr", "learning rate of the policy"),
+    Metric("lr/value", "learning rate of the value model"),
+    Metric("updates", "policy updates in the step; fewer than planned if the KL stop ended it"),
+    Metric("episode", "episodes (prompts with a response) so far"),
+    Metric("eps", "episodes per second"),
+    Metric("tokens_per_second", "response tokens per second of the whole step"),
+    Metric("time/generate", "seconds of the step spent in Generate"),
+    Metric("time/score", "seconds of the step spent waiting for rewards"),
+    Metric("time/reference", "seconds of the step spent waiting for reference log-probabilities"),
+    Metric("time/learn", "seconds of the step spent in the learner"),
+    Metric("time/push", "seconds of the step spent pushing weights"),
+    Metric("push_bytes", "bytes of weights pushed in the step, to all replicas"),
+    Metric("eval/scores", "mean score on the held-out prompts"),
+    Metric("eval/judge", "mean score by the judge of evaluation.best_by on the held-out prompts"),
+    Metric(
+        "eval/win_rate", "share of held-out prompts on which that judge prefers it to the first evaluation"
+    ),
+    Metric("eval/kl", "mean KL per sequence to the reference on the held-out prompts, in nats"),
+    Metric("eval/response_length", "mean response length on the held-out prompts, in tokens"),
+    Metric("eval/eos_rate", "share of held-out responses that ended by themselves"),
+    Metric("eval/distinct_2", "distinct bigrams / bigrams of the held-out responses"),
+    Metric("skipped_updates", "updates skipped because of a gradient that is not finite", "counter"),
+    Metric("dropped_rewards", "sequences dropped because their reward could not be had", "counter"),
+    Metric("kl_stops", "steps that the KL stop ended early", "counter"),
+)
+
+TABLES: Mapping[Stage, tuple[Metric, ...]] = {"sft": SFT, "reward_model": REWARD_MODEL, "ppo": PPO}
+
+
+def prometheus_name(stage: Stage, name: str) -> str:
+    """`plaudit_<stage>_` and the name with "/" as "_"; counters are exported with `_total` behind it."""
+    return f"plaudit_{stage}_{name.replace('/', '_')}"
+
+
+class RunMetrics:
+    """The metrics of one run of one stage. Not thread-safe: the training loop owns it."""
+
+    def __init__(self, stage: Stage, folder: Path, resume_step: int | None = None) -> None:
+        """Opens `folder`/metrics.jsonl: anew, or cut behind `resume_step` with the counters restored."""
+        self.latest: dict[str, float] = {}
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._stage: Stage = stage
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
+        self._counts: dict[str, float] = {}
+        self._register()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        kept = [] if resume_step is None else _lines_until(path, resume_step)
+        _rewrite(path, kept)
+        self._file = path.open("a", encoding="utf-8")
+        for line in kept:
+            self._show({name: value for name, value in line.items() if name in self._known})
+        for name in self._counters:
+            self.count(name, self.latest.get(name, 0))
+
+    def _register(self) -> None:
+        table = TABLES[self._stage]
+        self._known = {metric.name for metric in table}
+        for metric in table:
+            name = prometheus_name(self._stage, metric.name)
+            if metric.kind == "counter":
+                self._counters[metric.name] = Counter(name, metric.help, registry=self.registry)
+                self._counts[metric.name] = 0.0
+            else:
+                self._gauges[metric.name] = Gauge(name, metric.help, registry=self.registry)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Sets the gauges `values` and appends one line for `step`. Raises KeyError for an unknown name."""
+        unknown = sorted(set(values) - self._gauges.keys())
+        if unknown:
+            raise KeyError(f"not in the table of {self._stage} metrics: {', '.join(unknown)}")
+        now = time.time()
+        scalars = {name: float(value) for name, value in values.items()} | self._counts
+        self._show(scalars | {"step": step, "last_step_timestamp_seconds": now})
+        numbers = {name: _json_number(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, "time": now, **numbers}) + "\n")
+        self._file.flush()
+
+    def count(self, name: str, amount: float = 1) -> None:
+        """Adds to a counter; the next line shows it."""
+        self._counters[name].inc(amount)
+        self._counts[name] += amount
+
+    def _show(self, values: Mapping[str, float | None]) -> None:
+        for name, value in values.items():
+            number = math.nan if value is None else float(value)
+            self.latest[name] = number
+            if name in self._gauges:
+                self._gauges[name].set(number)
+
+    def serve(self, address: str, insecure: bool = False) -> str:
+        """Exports to Prometheus at HOST:PORT and returns the address bound.
+
+        Raises ConfigError if it is no address, taken, or open to other machines without `insecure`.
+        """
+        host, _, port = address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal():
+            raise ConfigError.at("--metrics-address", f"is {address!r}; use HOST:PORT")
+        if not insecure and not _is_loopback(host):
+            reason = "can be reached from other machines; use 127.0.0.1, or add --insecure"
+            raise ConfigError.at("--metrics-address", f"{address} {reason}")
+        try:
+            server, _ = start_http_server(int(port), host, registry=self.registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigError.at("--metrics-address", f"{address}: {error}") from None
+        return address.removesuffix(port) + str(server.server_port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last one that was cut off by a kill is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
+    return [line for line in read_lines(path) if line["step"] <= step]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _rewrite(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """All or nothing, so that a kill here loses no history."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return value if math.isfinite(value) else None

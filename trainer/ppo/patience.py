@@ -1,0 +1,89 @@
+"""Waits for a service that is away, and not for ever."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from plaudit.clients.errors import DeadlineExceeded, Overloaded, PlauditError, Unavailable
+from trainer.ppo.roles import RoleUnavailable
+
+ResultT = TypeVar("ResultT")
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
+COMES_BACK = (Unavailable, Overloaded, DeadlineExceeded)
+"""What another try may mend. Whatever else a service says, it says again."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a role is, in words for messages."""
+
+    role: str
+    target: str
+    """host:port"""
+    key: str
+    """The configuration key that says so."""
+
+    def __str__(self) -> str:
+        return f"{self.role} at {self.target} ({self.key})"
+
+
+class Away(Exception):
+    """One endpoint didn't answer; another try, here or elsewhere, may."""
+
+    def __init__(self, endpoint: Endpoint, cause: PlauditError) -> None:
+        super().__init__(str(cause))
+        self.endpoint = endpoint
+        self.cause = cause
+
+
+class Waiting:
+    """A wait that has begun: pauses that grow, until it has lasted too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._since = time.time()
+        self._end = time.monotonic() + seconds
+        self._pause = FIRST_WAIT_S
+
+    def pause(self, away: Away) -> None:
+        """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self._unavailable(away) from away.cause
+        logger.warning("%s; trying for another %.0f s", away, left)
+        time.sleep(min(max(self._pause, away.cause.retry_after or 0.0), left))
+        self._pause = min(2 * self._pause, LONGEST_WAIT_S)
+
+    def _unavailable(self, away: Away) -> RoleUnavailable:
+        clock = time.strftime("%H:%M:%S", time.localtime(self._since))
+        seconds = time.time() - self._since
+        return RoleUnavailable(
+            f"{away.endpoint} has not answered since {clock} ({seconds:.0f} s): {away.cause.reason}"
+        )
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a service may be away in the middle of a run. One object serves all endpoints and threads."""
+
+    seconds: float
+
+    def wait(self) -> Waiting:
+        """A new wait, from now on."""
+        return Waiting(self.seconds)
+
+    def call(self, endpoint: Endpoint, ask: Callable[[], ResultT]) -> ResultT:
+        """What `ask` returns, asked again while the service is away.
+
+        Raises RoleUnavailable when it has been away for `seconds`; other errors come out at once.
+        """
+        waiting = self.wait()
+        while True:
+            try:
+                return ask()
+            except COMES_BACK as error:
+                waiting.pause(Away(endpoint, error))

@@ -1,0 +1,219 @@
+"""The policy as services: rollouts cut into chunks over replicas, weights pushed to every one.
+
+A chunk is one deterministic request. Which replica answers makes no difference to its bits, so a chunk
+whose replica dies is asked of another, or of the same one when it is back.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lm.digests import WeightsDigest
+from plaudit.clients.data import ModelVersion
+from trainer.ppo.config import SamplingSection
+from trainer.ppo.patience import Away, Patience
+from trainer.ppo.replica import Named, Replica, Weights
+from trainer.ppo.roles import StaleWeights
+from trainer.ppo.rollout import Prompt, Response
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+logger = logging.getLogger(__name__)
+
+
+class RemotePolicy:
+    """Policy servers that all serve the learner's weights of the same step."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        sampling: SamplingSection,
+        patience: Patience,
+        run_id: str,
+        all_tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+        dtype: torch.dtype,
+    ) -> None:
+        """`all_tensors` gives the learner's effective tensors as they are now; `dtype` is what is served."""
+        self._replicas = replicas
+        self._sampling = sampling
+        self._patience = patience
+        self._run_id = run_id
+        self._all_tensors = all_tensors
+        self._dtype = dtype
+        self._digest = WeightsDigest(())
+        self._weights = Weights(run_id, -1, "")
+        self.bytes_pushed = 0
+        """In all, to all replicas."""
+
+    def start(self, step: int) -> None:
+        """Makes every replica serve the learner's weights of `step`, whatever it served before."""
+        self._digest = WeightsDigest((name, tensor.to(self._dtype)) for name, tensor in self._all_tensors())
+        self._weights = Weights(self._run_id, step, self._digest.hexdigest())
+        self._deliver((), base_sha256="", take_over=True)
+
+    def push(self, tensors: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Makes `tensors` the weights of `step` on every replica; tensors that aren't given stay.
+
+        Raises RoleUnavailable if a replica stays away, StaleWeights if another run has taken one.
+        """
+        changed = [(name, tensor.to(self._dtype)) for name, tensor in tensors]
+        base_sha256 = self._digest.hexdigest()
+        self._digest = self._digest.with_changed(changed)
+        self._weights = Weights(self._run_id, step, self._digest.hexdigest())
+        self._deliver(changed, base_sha256)
+
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], step: int) -> list[Response]:
+        """One response to each prompt, all by exactly the weights of `step`.
+
+        Raises StaleWeights if a replica serves others and isn't ours to correct, RoleUnavailable if
+        every replica stays away.
+        """
+        if step != self._weights.step:
+            raise StaleWeights(f"step {step} was asked for, but {self._weights.step} was pushed last")
+        size = self._sampling.request_size
+        todo = deque(range(0, len(prompts), size))
+        done: dict[int, list[Response]] = {}
+
+        def work(replica: Replica) -> None:
+            while todo:
+                try:
+                    start = todo.popleft()
+                except IndexError:  # another replica was faster
+                    return
+                chunk = slice(start, start + size)
+                try:
+                    done[start] = self._generate_chunk(replica, prompts[chunk], seeds[chunk])
+                except BaseException:
+                    todo.append(start)
+                    raise
+
+        try:
+            self._until_empty(todo, done, work)
+        finally:
+            todo.clear()  # after Ctrl-C no thread takes another chunk
+        return [response for start in sorted(done) for response in done[start]]
+
+    def _until_empty(
+        self, todo: Collection[int], done: Collection[int], work: Callable[[Replica], None]
+    ) -> None:
+        """Has replicas work until nothing is left; those that were away only when all others are, too."""
+        waiting, asked = self._patience.wait(), self._replicas
+        while todo:
+            before = len(done)
+            outcomes = _in_parallel(work, asked)
+            away = _first_away(outcomes)
+            pairs = zip(asked, outcomes, strict=True)
+            asked = [replica for replica, outcome in pairs if not isinstance(outcome, Away)]
+            if len(done) > before:
+                waiting = self._patience.wait()
+            if todo and away and not asked:
+                waiting.pause(away)
+                asked = self._replicas
+
+    def _generate_chunk(
+        self, replica: Replica, prompts: Sequence[Prompt], seeds: Sequence[int]
+    ) -> list[Response]:
+        try:
+            return replica.generate(prompts, seeds, self._weights, self._sampling)
+        except StaleWeights:
+            version = replica.version()
+            if version.run_id:  # loaded by a push that isn't ours, or another step of our own
+                raise
+            logger.warning("%s was restarted; its weights are pushed again", replica.endpoint)
+        replica.commit(self._stage(replica, version, ()))
+        return replica.generate(prompts, seeds, self._weights, self._sampling)
+
+    def _deliver(self, changed: Named, base_sha256: str, take_over: bool = False) -> None:
+        """Stages on every replica that is behind, then commits on all; starts over where one was away.
+
+        Each round asks what the replicas serve, so that one that has it already isn't pushed twice,
+        and the last round proves that all have it.
+        """
+        waiting = self._patience.wait()
+        while True:
+            try:
+                versions = _results(_in_parallel(Replica.version, self._replicas))
+                behind = [
+                    (replica, version)
+                    for replica, version in zip(self._replicas, versions, strict=True)
+                    if not self._weights.served_by(version)
+                ]
+                if not behind:
+                    return
+                if not take_over:
+                    self._refuse_others(behind)
+                self._stage_and_commit(behind, changed, base_sha256)
+            except Away as away:
+                waiting.pause(away)
+
+    def _refuse_others(self, behind: Sequence[tuple[Replica, ModelVersion]]) -> None:
+        for replica, version in behind:
+            if version.run_id not in ("", self._run_id):
+                raise StaleWeights(
+                    f"{replica.endpoint} now serves step {version.step} of run {version.run_id!r}: "
+                    "another trainer pushes to it; give each run its own policy servers"
+                )
+
+    def _stage_and_commit(
+        self, behind: Sequence[tuple[Replica, ModelVersion]], changed: Named, base_sha256: str
+    ) -> None:
+        def stage(which: tuple[Replica, ModelVersion]) -> str:
+            replica, version = which
+            return self._stage(replica, version, changed if version.weights_sha256 == base_sha256 else ())
+
+        staged = _in_parallel(stage, behind)
+        pushes = [
+            (replica, id_) for (replica, _), id_ in zip(behind, staged, strict=True) if isinstance(id_, str)
+        ]
+        if len(pushes) < len(behind):
+            _in_parallel(lambda push: push[0].abort(push[1]), pushes)
+            _results(staged)
+        _results(_in_parallel(lambda push: push[0].commit(push[1]), pushes))
+
+    def _stage(self, replica: Replica, version: ModelVersion, changed: Named) -> str:
+        """Sends what changed, or everything where it isn't known what the replica has."""
+        tensors = changed or tuple(self._all_tensors())
+        push_id = replica.stage(self._weights, version.step, tensors, self._dtype)
+        self.bytes_pushed += sum(tensor.numel() for _, tensor in tensors) * self._dtype.itemsize
+        return push_id
+
+
+def _in_parallel(act: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> list[ResultT | Exception]:
+    """What `act` gave or raised for each item, each in a thread of its own; returns when all have ended."""
+
+    def outcome(item: ItemT) -> ResultT | Exception:
+        try:
+            return act(item)
+        except Exception as error:
+            return error
+
+    if len(items) < 2:
+        return [outcome(item) for item in items]
+    pool = ThreadPoolExecutor(len(items), thread_name_prefix="policy")
+    try:
+        return list(pool.map(outcome, items))
+    finally:
+        pool.shutdown(wait=False)  # all have ended, unless it is Ctrl-C that ends the waiting
+
+
+def _results(outcomes: Sequence[ResultT | Exception]) -> list[ResultT]:
+    """The results if all are. Raises what is worst: anything else before Away, which another try may mend."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Away)), errors[0])
+    return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
+def _first_away(outcomes: Sequence[object]) -> Away | None:
+    """A replica that was away; raises any other error."""
+    try:
+        _results(outcomes)
+    except Away as away:
+        return away
+    return None

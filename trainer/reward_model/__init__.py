@@ -1,0 +1,1 @@
+"""The reward model: rankings in, a scalar for every completion out."""

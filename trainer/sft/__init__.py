@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: demonstrations in, a policy out."""
