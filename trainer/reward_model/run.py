@@ -18,7 +18,7 @@ from lm.heads import reward_model_from
 from lm.loading import load_causal_lm
 from lm.placement import apply_threads, choose_placement
 from trainer.config import RunOptions
-from trainer.examples import RankedExamples
+from trainer.examples import Example, RankedExamples
 from trainer.identity import source_digests
 from trainer.loop import Loop, Run, Stateful, StepResult, open_run
 from trainer.optimisation import TrainedModel, schedule_factor
@@ -133,11 +133,14 @@ class RewardModelling:
         return {name: value for each in self._held_out.values() for name, value in each["measures"].items()}
 
     def _evaluate(self) -> dict[str, Any]:
-        """What evaluation.json holds of each held-out file."""
+        """What evaluation.json holds of each held-out file; what several labelers ranked is scored once."""
         found = {}
+        known: dict[tuple[Example, ...], Tensor] = {}
         for name, rankings in self._data.held_out.items():
+            new = [ranking for ranking in rankings if ranking.examples not in known]
             with waiting(f"evaluating on {name}"):
-                scores = self._scores(rankings)
+                known |= zip((ranking.examples for ranking in new), self._scores(new), strict=True)
+            scores = [known[ranking.examples] for ranking in rankings]
             ranks = [ranking.ranks for ranking in rankings]
             found[name] = evaluation(scores, ranks, name, self._config.run.seed)
         return found

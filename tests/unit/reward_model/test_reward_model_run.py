@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from lm.tokenizer import encode_pair
 from trainer.config import RunOptions
 from trainer.data import Context, Ranking, read_demonstrations
 from trainer.errors import ConfigError, DataError, Stopped
+from trainer.examples import RankedExamples
 from trainer.metrics import read_lines
+from trainer.reward_model import run as reward_model_run
 from trainer.reward_model.config import RewardModelConfig
 from trainer.reward_model.dataset import pair_format, separate_pad
 from trainer.reward_model.run import RewardModelling, run
@@ -204,6 +206,26 @@ def test_held_out_labelers_are_measured_apart(make_config: MakeConfig):
     assert found["human_ceiling"] == 0.9
     assert "heldout_labelers/accuracy" in lines(config)[-1]
     assert found["heldout_labelers"]["accuracy"]["n"] > found["validation"]["accuracy"]["n"]
+
+
+def test_what_two_files_rank_is_scored_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    config = make_config()
+    assert config.data.validation is not None
+    same = config.data.validation.with_name("labelers.jsonl")
+    shutil.copy(config.data.validation, same)
+    scored: list[int] = []
+    all_scores = reward_model_run.all_scores
+
+    def counted(model: Any, placement: Any, rankings: Sequence[RankedExamples], size: int) -> list[Any]:
+        scored.append(len(rankings))
+        return all_scores(model, placement, rankings, size)
+
+    monkeypatch.setattr(reward_model_run, "all_scores", counted)
+    changes = {"heldout_labelers": str(same), "demonstrations": None}
+    run(make_config(data=changes, reward_model={"num_train_epochs": 1}), RunOptions())
+    found = evaluation_of(config)
+    assert scored == [found["validation"]["accuracy"]["n"], 0]
+    assert found["heldout_labelers"]["accuracy"] == found["validation"]["accuracy"]
 
 
 def test_training_completions_among_the_held_out_are_told(
