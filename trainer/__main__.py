@@ -18,6 +18,7 @@ import typer
 from lm.errors import LmError
 from trainer.config import RunOptions, Section, load_config, render_toml
 from trainer.errors import ConfigError, ServiceUnreachable, TrainerError
+from trainer.stopping import end_with_parent
 
 EXIT_USAGE = ConfigError.exit_code
 EXIT_INTERRUPTED = 130
@@ -127,8 +128,12 @@ def _command(stage: Stage) -> Callable[..., None]:
         insecure: Annotated[
             bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
         ] = False,
+        parent: Annotated[
+            int | None, typer.Option("--exit-with-parent", metavar="PID", help="Stop when that process ends.")
+        ] = None,
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     ) -> None:
+        end_with_parent(parent)
         kind: type[Section] = getattr(importlib.import_module(f"{stage.module}.config"), stage.config)
         loaded = load_config(kind, config, set_ or ())
         if print_config:

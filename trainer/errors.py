@@ -68,3 +68,4 @@ class Stopped(TrainerError):
     """Stopped on request; everything needed to go on is in the newest checkpoint."""
 
     exit_code = 75
+    resumable = True

@@ -60,6 +60,8 @@ class Run:
     options: RunOptions
     checkpoint: Path | None
     board: Board
+    stop: StopSignal = field(default_factory=StopSignal)
+    """Listened to while steps are taken."""
 
 
 def open_run(config: Section, section: RunSection, options: RunOptions) -> Run:
@@ -134,7 +136,7 @@ class Loop:
         resumed = self.step if self._run.checkpoint else None
         with (
             RunMetrics(self._stage, self._run.section.folder, resumed) as metrics,
-            StopSignal() as stop,
+            self._run.stop as stop,
             StepProgress(self._stage.replace("_", " "), self._total, self.step) as progress,
         ):
             if self._run.options.metrics_address:

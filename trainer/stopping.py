@@ -1,15 +1,32 @@
 """SIGTERM as a wish: the step under way is finished, a checkpoint written, and the process exits with 75."""
 
+import os
 import signal
+import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
+PARENT_POLL_S = 0.5
+
 
 class StopSignal:
-    """While entered, SIGTERM only sets `requested`. Ctrl-C stays KeyboardInterrupt. Main thread only."""
+    """While entered, SIGTERM only sets `requested`. Ctrl-C stays KeyboardInterrupt.
+
+    Only the main thread may enter it.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._event = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether SIGTERM has come."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps, but not past SIGTERM, in any thread; whether it has come."""
+        return self._event.wait(seconds)
 
     def __enter__(self) -> Self:
         self._former = signal.signal(signal.SIGTERM, self._request)
@@ -24,4 +41,16 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self._former)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._event.set()
+
+
+def end_with_parent(parent: int | None) -> None:
+    """Sends this process SIGTERM once `parent`, a process id, is its parent no longer; None never does."""
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)

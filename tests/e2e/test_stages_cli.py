@@ -134,6 +134,28 @@ def test_sft_then_reward_model(files: Path, start: Start):
     assert evaluation["validation"]["accuracy"]["mean"] > 0.9
 
 
+PARENT = """
+import os, subprocess, sys
+stage = [sys.executable, "-m", "trainer", "sft", "sft.toml", "--exit-with-parent", str(os.getpid())]
+subprocess.Popen(stage).wait()
+"""
+
+
+@pytest.mark.slow
+def test_the_end_of_the_parent_is_sigterm(files: Path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=files, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(parent, "sft 1/50")
+    parent.kill()
+    assert parent.stderr is not None
+    said = parent.stderr.read()  # to the end: the stage holds the pipe until it is gone
+    parent.wait()
+    assert "go on with --resume" in said.splitlines()[-1]
+    assert list((files / "runs/sft/checkpoints").iterdir())
+
+
 @pytest.mark.slow
 def test_stopped_killed_and_gone_on_with_ends_where_an_undisturbed_run_ends(
     files: Path, start: Start, monkeypatch: pytest.MonkeyPatch

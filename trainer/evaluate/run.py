@@ -1,6 +1,5 @@
 """`python -m trainer evaluate`: reads, compares, writes evaluation.json, prints a table, makes a report."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from trainer.evaluate.candidates import load_candidate
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.judges import load_judges
+from trainer.outputs import write_json
 from trainer.progress import show_table, waiting
 from trainer.report.build import build_report
 
@@ -62,7 +62,7 @@ def write(folder: Path, evaluation: Mapping[str, Any]) -> Path:
     """Writes evaluation.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    path.write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, evaluation)
     return path
 
 

@@ -26,6 +26,7 @@ from trainer.ppo.remote_policy import RemotePolicy
 from trainer.ppo.roles import Roles
 from trainer.progress import waiting
 from trainer.sampler import derived_seed
+from trainer.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class Parts:
     """Of what the run is made from, by configuration key."""
 
 
-def assemble(config: PPOConfig, run_id: str, clients: Clients) -> Parts:
-    """Loads, reads and asks; nothing is trained or pushed.
+def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal) -> Parts:
+    """Loads, reads and asks; nothing is trained or pushed. `stop` ends the waits for services.
 
     Raises ConfigError, DataError, ModelLoadError, ServiceUnreachable, JudgeError.
     """
@@ -69,7 +70,8 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients) -> Parts:
     check(found, clients, needs)
     for line in (f"learner: {config.model.path}, {placement}", *describe(found, clients, needs)):
         logger.info("%s", line)
-    remote_policy, roles = _roles(config, run_id, clients, found, needs, policy)
+    patience = Patience(config.services.patience, stop)
+    remote_policy, roles = _roles(config, run_id, clients, found, needs, policy, patience)
     return Parts(
         run_id,
         policy,
@@ -116,9 +118,14 @@ def _load_critic(config: PPOConfig, needs: Needs) -> LoadedReward:
 
 
 def _roles(
-    config: PPOConfig, run_id: str, clients: Clients, found: Found, needs: Needs, policy: LoadedLM
+    config: PPOConfig,
+    run_id: str,
+    clients: Clients,
+    found: Found,
+    needs: Needs,
+    policy: LoadedLM,
+    patience: Patience,
 ) -> tuple[RemotePolicy, Roles]:
-    patience = Patience(config.services.patience)
     remote_policy = RemotePolicy(
         clients.replicas,
         config.sampling,

@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from plaudit.clients.errors import DeadlineExceeded, Overloaded, PlauditError, Unavailable
+from trainer.errors import Stopped
 from trainer.ppo.roles import RoleUnavailable
+from trainer.stopping import StopSignal
 
 ResultT = TypeVar("ResultT")
 
@@ -44,18 +46,21 @@ class Away(Exception):
 class Waiting:
     """A wait that has begun: pauses that grow, until it has lasted too long."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, stop: StopSignal) -> None:
+        self._stop = stop
         self._since = time.time()
         self._end = time.monotonic() + seconds
         self._pause = FIRST_WAIT_S
 
     def pause(self, away: Away) -> None:
-        """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long."""
+        """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long, Stopped on SIGTERM."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise self._unavailable(away) from away.cause
         logger.warning("%s; trying for another %.0f s", away, left)
-        time.sleep(min(max(self._pause, away.cause.retry_after or 0.0), left))
+        if self._stop.wait(min(max(self._pause, away.cause.retry_after or 0.0), left)):
+            reason = f"stopped while waiting for {away.endpoint}: {away.cause.reason}"
+            raise Stopped(reason) from away.cause
         self._pause = min(2 * self._pause, LONGEST_WAIT_S)
 
     def _unavailable(self, away: Away) -> RoleUnavailable:
@@ -71,15 +76,18 @@ class Patience:
     """How long a service may be away in the middle of a run. One object serves all endpoints and threads."""
 
     seconds: float
+    stop: StopSignal = field(default_factory=StopSignal)
+    """Ends every wait at once: a service that is away is no reason to outlive SIGTERM."""
 
     def wait(self) -> Waiting:
         """A new wait, from now on."""
-        return Waiting(self.seconds)
+        return Waiting(self.seconds, self.stop)
 
     def call(self, endpoint: Endpoint, ask: Callable[[], ResultT]) -> ResultT:
         """What `ask` returns, asked again while the service is away.
 
-        Raises RoleUnavailable when it has been away for `seconds`; other errors come out at once.
+        Raises RoleUnavailable when it has been away for `seconds`, Stopped on SIGTERM; other errors come
+        out at once.
         """
         waiting = self.wait()
         while True:

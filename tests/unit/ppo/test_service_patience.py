@@ -1,5 +1,10 @@
 """Calls cut to a service's limits, and waits that end."""
 
+import os
+import signal
+import threading
+import time
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -11,11 +16,13 @@ from plaudit.clients.errors import (
     Overloaded,
     Unavailable,
 )
+from trainer.errors import Stopped
 from trainer.ppo import patience
 from trainer.ppo.batches import batches
 from trainer.ppo.patience import Endpoint, Patience
 from trainer.ppo.remote import check_same_model
 from trainer.ppo.roles import RoleUnavailable, StaleWeights
+from trainer.stopping import StopSignal
 
 REWARD = Endpoint("reward", "host:5", "services.reward")
 
@@ -51,11 +58,12 @@ class Clock:
         self.now, self.pauses = 1000.0, []
         monkeypatch.setattr(patience.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(patience.time, "time", lambda: self.now)
-        monkeypatch.setattr(patience.time, "sleep", self.sleep)
+        monkeypatch.setattr(StopSignal, "wait", lambda stop, seconds: self.sleep(seconds))
 
     def sleep(self, seconds):
         self.pauses.append(seconds)
         self.now += seconds
+        return False
 
 
 @pytest.fixture
@@ -101,6 +109,25 @@ def test_what_would_be_said_again_is_not_asked_again(clock):
     with pytest.raises(InvalidArgument):
         Patience(60).call(REWARD, failing(InvalidArgument("no")))
     assert clock.pauses == []
+
+
+def test_sigterm_ends_a_wait_at_once():
+    patience = Patience(60)
+    began = time.monotonic()
+    with patience.stop, pytest.raises(Stopped, match=r"stopped while waiting for reward at host:5") as caught:
+        patience.call(REWARD, dying(Unavailable("connection refused", details=Details(retry_after=50))))
+    assert time.monotonic() - began < 30
+    assert caught.value.resumable
+
+
+def dying(error):
+    """A call that fails, and has this process told to stop a moment later."""
+
+    def call():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise error
+
+    return call
 
 
 def test_a_service_restarted_with_another_model_is_refused():
