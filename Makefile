@@ -25,7 +25,7 @@ run: $(VENV)/examples.done
 	  $(foreach each,$(SET),--set $(each)) --exit-with-parent $$PPID
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check
