@@ -206,7 +206,8 @@ def files(parts: dict[str, list[Sentence]]) -> dict[str, list[Row]]:
     pairs = [pair for sentence in parts["train"] if (pair := opening(sentence.text))]
     demonstrations = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs[:cut]]
     taken: set[str] = set()
-    final = prompt_rows(parts["test"], taken)[:EVALUATION_PROMPTS]
+    # The first so many were looked at while kl_coef was picked: what is reported rests on the next ones.
+    final = prompt_rows(parts["test"], taken)[EVALUATION_PROMPTS : 2 * EVALUATION_PROMPTS]
     tuning = prompt_rows(parts["tuning"], taken)[:EVALUATION_PROMPTS]
     demonstrated = {prompt + completion for prompt, completion in pairs[:cut]}
     fresh = [sentence for sentence in parts["train"] if sentence.text not in demonstrated]
