@@ -1,28 +1,34 @@
 # Every target works on a fresh checkout: it makes .venv first if need be, and leaves a finished one alone.
 #   make run [SEED=0] [KEEP=1] [SET="STAGE.A.B=C …"]   the quickstart
+#   make bench [ARGS="…"]      the reward service beside other ways to score, into docs/benchmarks.md
 #   make test                    all tests with coverage
 #   make lint                    style, types, import rules, protos
-#   make protos                  regenerate plaudit/v1 from protos/
+#   make protos                  regenerate plaudit/v1 from protos/, services/oip from third_party/
+#   make trainers                verl and OpenRLHF as released, in build/trainers; tests of plaudit.adapters use it
 
 PYTHON ?= python3
 SEED ?= 0
 KEEP ?=
 SET ?=
+ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := -c constraints.txt
-PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto))
+PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto)) third_party/inference/open_inference.proto
 # protoc looks for plugins on PATH, where another environment's may come first.
-PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos -I services/oip=third_party/inference \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
 
-.PHONY: run test lint protos protos-check
+.PHONY: run bench test lint protos protos-check trainers
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
 	exec $(BIN)/python examples/film-reviews/quickstart.py --seed $(SEED) $(if $(KEEP),--keep) \
 	  $(foreach each,$(SET),--set $(each)) --exit-with-parent $$PPID
+
+bench: $(VENV)/bench.done
+	$(BIN)/python -m benchmarks.scorer --write docs/benchmarks.md $(ARGS)
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
@@ -42,8 +48,9 @@ protos-check: $(VENV)/dev.done
 	rm -rf build/protos && mkdir -p build/protos
 	$(PROTOC) --python_out=build/protos --grpc_python_out=build/protos --mypy_out=build/protos \
 	  --mypy_grpc_out=build/protos $(PROTOS)
-	diff -r -x __init__.py -x py.typed -x __pycache__ build/protos/plaudit/v1 plaudit/v1 \
-	  || { echo "plaudit/v1 isn't what protos/ says; run: make protos" >&2; exit 1; }
+	for stubs in plaudit/v1 services/oip; do \
+	  diff -r -x __init__.py -x py.typed -x __pycache__ build/protos/$$stubs $$stubs \
+	  || { echo "$$stubs isn't what the protos say; run: make protos" >&2; exit 1; }; done
 
 # torch goes first and alone, so that a local CPU build of it is taken where there is one.
 $(VENV)/torch.done: constraints.txt
@@ -58,6 +65,17 @@ $(VENV)/examples.done: $(VENV)/torch.done pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PINS) -e . --group examples
 	touch $@
 
+$(VENV)/bench.done: $(VENV)/torch.done pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PINS) -e . --group bench
+	touch $@
+
 $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PINS) -e . --group dev
-	touch $@ $(VENV)/examples.done
+	touch $@ $(VENV)/examples.done $(VENV)/bench.done
+
+# Trainers that want other versions than ours. OpenRLHF's dependencies need a GPU to build; its own code doesn't.
+trainers:
+	test -x build/trainers/bin/pip || $(PYTHON) -m venv build/trainers
+	build/trainers/bin/python -m pip install --quiet $(PINS) torch
+	build/trainers/bin/python -m pip install --quiet verl==0.9.1 -e .
+	build/trainers/bin/python -m pip install --quiet --no-deps openrlhf==0.11.2

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 from lm.errors import ModelLoadError
 from lm.logprobs import check_logits
 from lm.placement import Placement
+from lm.rewards import is_decoder
+from lm.tokenizer import PAIR_FORMATS
 
 # Our own one-line messages replace transformers' load reports and progress bars.
 transformers_logging.set_verbosity_error()
@@ -45,7 +48,7 @@ class LoadedLM:
 
 @dataclass(frozen=True)
 class LoadedReward:
-    """A reward model with `num_labels=1` in evaluation mode, with its tokenizer."""
+    """A reward model in evaluation mode, with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -55,8 +58,12 @@ class LoadedReward:
     reward_mean: float
     reward_std: float
     pair_format: str
-    """"chat", "concatenate" or (encoders) "text_pair"; see lm.tokenizer.encode_pair."""
+    """One of lm.tokenizer.PAIR_FORMATS; see tokenize_pair there."""
     append_eos: bool
+    attributes: tuple[str, ...]
+    """Names of the outputs: "reward" for a model with one, else its configuration's labels."""
+    reads_types: bool
+    """Whether the model is given its tokenizer's token types."""
 
 
 def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
@@ -75,11 +82,11 @@ def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
     )  # fmt: skip
 
 
-def load_reward_model(model_id: str, placement: Placement) -> LoadedReward:
-    """Loads a folder or hub id in `AutoModelForSequenceClassification(num_labels=1)` format.
+def load_reward_model(model_id: str, placement: Placement, outputs: int | None = 1) -> LoadedReward:
+    """Loads a folder or hub id in `AutoModelForSequenceClassification` format.
 
-    Raises ModelLoadError; also where the scalar head would be newly initialised, since such a
-    model's scores mean nothing.
+    `outputs` is the `num_labels` it must have; None for any. Raises ModelLoadError; also where the head
+    would be newly initialised, since such a model's scores mean nothing.
     """
     model, info = _load(AutoModelForSequenceClassification, model_id, placement)
     if info["missing_keys"]:
@@ -87,8 +94,10 @@ def load_reward_model(model_id: str, placement: Placement) -> LoadedReward:
         raise ModelLoadError(
             f"{model_id}: {name!r} was newly initialised; this is not a trained reward model"
         )
-    if model.config.num_labels != 1:
-        raise ModelLoadError(f"{model_id}: num_labels is {model.config.num_labels}; a reward model has 1")
+    if outputs not in (None, model.config.num_labels):
+        raise ModelLoadError(
+            f"{model_id}: num_labels is {model.config.num_labels}; a reward model used here has {outputs}"
+        )
     tokenizer = load_tokenizer(model_id)
     _check_vocabulary(model_id, model, tokenizer)
     config = model.config
@@ -96,14 +105,14 @@ def load_reward_model(model_id: str, placement: Placement) -> LoadedReward:
     return LoadedReward(
         model, tokenizer, model_id, _rows(model.get_input_embeddings()), context_length(model),
         float(getattr(config, "reward_mean", None) or 0.0), std, _pair_format(model, tokenizer),
-        bool(getattr(config, "append_eos", False)),
+        bool(getattr(config, "append_eos", False)), _attributes(model), _reads_types(model, tokenizer),
     )  # fmt: skip
 
 
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises ModelLoadError."""
     try:
-        return AutoTokenizer.from_pretrained(model_id)
+        return AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except Exception as error:  # whatever a file or hub can do wrong
         raise ModelLoadError(f"{model_id}: no tokenizer: {_first_line(error)}") from error
 
@@ -122,12 +131,12 @@ def dropout_off(model: nn.Module) -> None:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Most tokens the configuration allows."""
+    """Most tokens the configuration allows; less by the positions that a RoBERTa keeps for its padding."""
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions"):
-        value = getattr(config, key, None)
-        if value:
-            return int(value)
+        value = getattr(config, key, None) or 0
+        if value > 0:
+            return int(value) - _padding_positions(model)
     return UNLIMITED_CONTEXT
 
 
@@ -139,8 +148,9 @@ def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrain
     try:
         with _one_at_a_time:
             loaded: Any = kind.from_pretrained(
-                model_id, dtype=placement.dtype, use_safetensors=True, output_loading_info=True
-            )
+                model_id, dtype=placement.dtype, use_safetensors=True, output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError, …
         raise ModelLoadError(f"{model_id}: {_first_line(error)}") from error
     model, info = loaded
@@ -182,12 +192,43 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _pair_format(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    if not hasattr(model, "score"):
+    stated: str | None = getattr(model.config, "plaudit_pair_format", None)
+    if stated and stated not in PAIR_FORMATS:
+        raise ModelLoadError(f"plaudit_pair_format is {stated!r}; use one of {', '.join(PAIR_FORMATS)}")
+    if stated:
+        return stated
+    if not is_decoder(model):
         return "text_pair"
-    stated = getattr(model.config, "plaudit_pair_format", None)
-    if stated not in (None, "chat", "concatenate"):
-        raise ModelLoadError(f"plaudit_pair_format is {stated!r}; use 'chat' or 'concatenate'")
-    return stated or ("chat" if tokenizer.chat_template else "concatenate")
+    return "chat" if tokenizer.chat_template else "text"
+
+
+def _attributes(model: PreTrainedModel) -> tuple[str, ...]:
+    count = int(model.config.num_labels or 1)
+    if count == 1:
+        return ("reward",)
+    labels = {int(at): name for at, name in (model.config.id2label or {}).items()}
+    names = tuple(labels.get(at, f"LABEL_{at}") for at in range(count))
+    if len(set(names)) < count:
+        raise ModelLoadError(f"id2label gives two outputs one name: {', '.join(names)}")
+    return names
+
+
+def _reads_types(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return (
+        not is_decoder(model)
+        and "token_type_ids" in tokenizer.model_input_names
+        and "token_type_ids" in signature(model.forward).parameters
+        and getattr(model.config, "type_vocab_size", 2) > 1
+    )
+
+
+def _padding_positions(model: PreTrainedModel) -> int:
+    """A RoBERTa's first token has the position after its pad's id: so many of its table are never read."""
+    for name, module in model.named_modules():
+        pad = getattr(module, "padding_idx", None)
+        if name.endswith(".position_embeddings") and pad is not None:
+            return int(pad) + 1
+    return 0
 
 
 def _first_line(error: BaseException) -> str:

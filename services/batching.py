@@ -1,15 +1,21 @@
-"""The token-budget batcher: forms batches by length, asyncio only.
+"""The token-budget batcher: one queue for all callers, batches by length, turns by what each has had.
 
 On a CPU a padded batch of mixed lengths is slower than no batching at all, and one sorted by length
-under a budget of about a thousand padded tokens is fastest; a batch may be a single item.
+under a budget of about a thousand padded tokens is fastest; a batch may be a single item. Asyncio only.
 """
 
+import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
-from services.errors import Overloaded, TooLate
+from services.errors import Overloaded
+from services.plans import neighbours, plan_batches
+from services.turns import Entry, Turns
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,62 +39,204 @@ WAITING_CALLS = 4
 """Calls of the largest size that may be in flight together."""
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of `lengths` in batches of neighbours by length, longest first.
+@dataclass(frozen=True)
+class Caller:
+    """Whose items they are. Callers share the model by the tokens they have had, each by its weight."""
 
-    A batch's padded size, longest × count, is at most `token_budget`; an item above it is a batch of
-    its own. Longest first, so that what doesn't fit in memory fails at once.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        batch = batches[-1] if batches else []
-        if batch and lengths[batch[0]] * (len(batch) + 1) <= token_budget:
-            batch.append(index)
-        else:
-            batches.append([index])
-    return batches
+    name: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
+    """`time.monotonic()` after which the items need not begin."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """A result, and where its time went."""
+
+    value: Result
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
 
 class Batcher(Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
-    Callers take turns batch by batch. A batch holds items of one caller: sharing one between callers
-    changes only `submit`'s inside.
+    The caller who has had least is served next, from its oldest item on; the batch is filled up with
+    items of about that length, whoever sent them. Items with the same key that are in flight together
+    are computed once. All methods belong to one event loop.
     """
 
     def __init__(
-        self, run_batch: RunBatch[Item, Result], *, token_budget: int, max_items: int, max_tokens: int
+        self,
+        run_batch: RunBatch[Item, Result],
+        *,
+        token_budget: int,
+        max_items: int,
+        max_tokens: int,
+        cache_items: int = 0,
     ) -> None:
-        """`max_items` and `max_tokens` bound what all callers together may have waiting or running."""
+        """`max_items` and `max_tokens` bound what all callers together may have waiting or running.
+
+        `cache_items` results are kept by their key, the least recently used going first.
+        """
         self._run_batch = run_batch
         self._token_budget = token_budget
         self._max_items = max_items
         self._max_tokens = max_tokens
+        self._cache_items = cache_items
+        self._cache: OrderedDict[Hashable, Result] = OrderedDict()
+        self._turns: Turns[Item, Done[Result]] = Turns()
+        self._by_key: dict[Hashable, Entry[Item, Done[Result]]] = {}
+        self._numbers = itertools.count()
+        self._pump: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
         self.waiting_items = 0
         self.waiting_tokens = 0
+        self.computed_tokens = 0
+        """Tokens that were computed so far, without padding."""
+        self.padded_tokens = 0
+        """The same with padding."""
 
     async def submit(
-        self, items: Sequence[Item], lengths: Sequence[int], deadline: float | None = None
+        self, items: Sequence[Item], lengths: Sequence[int], caller: Caller | None = None
     ) -> list[Result]:
-        """Results in the order of `items`, whose token counts are `lengths`.
+        """Results in the order of `items`, in batches that hold nothing else.
 
-        When the caller is cancelled, its items that haven't begun never run; nor do they after
-        `deadline`, a `time.monotonic()`. Raises Overloaded, TooLate, and what `run_batch` raises.
+        What else the service does then can't change a bit of them. When the caller is cancelled, its
+        items that haven't begun never run. Raises Overloaded, TooLate, and what `run_batch` raises.
         """
-        waiting = set(range(len(items)))
+        futures = self.put(items, lengths, caller or Caller())
+        return [done.value for done in await self.collect(futures)]
+
+    def put(
+        self,
+        items: Sequence[Item],
+        lengths: Sequence[int],
+        caller: Caller,
+        keys: Sequence[Hashable] | None = None,
+    ) -> "list[asyncio.Future[Done[Result]]]":
+        """A future for each of `items`, whose token counts are `lengths`.
+
+        With `keys`, which stand for the items' content, they share batches with others; without, they
+        are planned into batches of their own. A future that is cancelled takes its item out of the queue,
+        unless another waits for it too. Raises Overloaded.
+        """
         self._admit(len(items), sum(lengths))
-        results: dict[int, Result] = {}
-        try:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Done[Result]]] = [loop.create_future() for _ in items]
+        for future, length in zip(futures, lengths, strict=True):
+            future.add_done_callback(partial(self._release, length))
+        if keys is None:
             for batch in plan_batches(lengths, self._token_budget):
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise TooLate("the deadline passed while the request waited for its turn")
-                done = await self._run_batch([items[index] for index in batch], deadline)
-                results.update(zip(batch, done, strict=True))
-                waiting.difference_update(batch)
-                self._release(lengths[index] for index in batch)
+                entries = [
+                    self._entry(items[index], lengths[index], caller, futures[index]) for index in batch
+                ]
+                self._turns.add_batch(entries)
+        else:
+            for item, length, key, future in zip(items, lengths, keys, futures, strict=True):
+                self._share(item, length, key, caller, future)
+        if self._turns and self._pump is None:
+            self._pump = asyncio.create_task(self._run())
+        return futures
+
+    async def collect(self, futures: "Sequence[asyncio.Future[Done[Result]]]") -> list[Done[Result]]:
+        """All results. If one fails or the caller is cancelled, the rest is withdrawn; raises as `submit`."""
+        try:
+            return await asyncio.gather(*futures)
         finally:
-            self._release(lengths[index] for index in waiting)
-        return [results[index] for index in range(len(items))]
+            for future in futures:
+                future.cancel()
+
+    async def wait_for_room(self, items: int) -> None:
+        """Returns when so many more items would be admitted."""
+        while self.waiting_items + items > self._max_items or self.waiting_tokens >= self._max_tokens:
+            self._room.clear()
+            await self._room.wait()
+
+    def _share(
+        self, item: Item, length: int, key: Hashable, caller: Caller, future: "asyncio.Future[Done[Result]]"
+    ) -> None:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            future.set_result(Done(self._cache[key]))
+        elif (entry := self._by_key.get(key)) is not None:
+            entry.deadline = _later(entry.deadline, caller.deadline)
+            self._wait(entry, future)
+        else:
+            entry = self._by_key[key] = self._entry(item, length, caller, future)
+            entry.key = key
+            self._turns.add(entry)
+
+    def _entry(
+        self, item: Item, length: int, caller: Caller, future: "asyncio.Future[Done[Result]]"
+    ) -> "Entry[Item, Done[Result]]":
+        number = next(self._numbers)
+        entry = Entry[Item, Done[Result]](
+            item, length, number, (caller.name, caller.weight), caller.deadline, time.perf_counter()
+        )
+        self._wait(entry, future)
+        return entry
+
+    def _wait(self, entry: "Entry[Item, Done[Result]]", future: "asyncio.Future[Done[Result]]") -> None:
+        entry.futures.append(future)
+        future.add_done_callback(lambda _: self._abandon(entry))
+
+    def _abandon(self, entry: "Entry[Item, Done[Result]]") -> None:
+        """Takes an entry out of the queue once nobody waits for it."""
+        if not entry.wanted:
+            self._turns.remove(entry)
+            self._forget(entry)
+
+    def _forget(self, entry: "Entry[Item, Done[Result]]") -> None:
+        """From now on the same content is a new entry."""
+        if self._by_key.get(entry.key) is entry:
+            del self._by_key[entry.key]
+
+    async def _run(self) -> None:
+        """Runs batches until nothing waits."""
+        try:
+            while self._turns:
+                await self._run_one(self._next_batch())
+        finally:
+            self._pump = None
+
+    def _next_batch(self) -> "list[Entry[Item, Done[Result]]]":
+        batch = self._turns.next_planned()
+        if batch is None:
+            pool, anchor = self._turns.next_shared()
+            lengths = [entry.length for entry in pool]
+            batch = self._turns.take(neighbours(lengths, anchor, self._token_budget))
+        now = time.monotonic()
+        for entry in batch:
+            if entry.expire(now):
+                self._forget(entry)
+        return [entry for entry in batch if entry.wanted]
+
+    async def _run_one(self, batch: "list[Entry[Item, Done[Result]]]") -> None:
+        if not batch:
+            return
+        began = time.perf_counter()
+        deadlines = [entry.deadline for entry in batch]
+        latest = None if None in deadlines else max(deadline for deadline in deadlines if deadline)
+        try:
+            values = await self._run_batch([entry.item for entry in batch], latest)
+            seconds = time.perf_counter() - began
+            for entry, value in zip(batch, values, strict=True):
+                self._remember(entry.key, value)
+                self._forget(entry)
+                entry.finish(Done(value, began - entry.since, seconds))
+        except Exception as error:
+            for entry in batch:
+                self._forget(entry)
+                entry.fail(error)
+        self.computed_tokens += sum(entry.length for entry in batch)
+        self.padded_tokens += max(entry.length for entry in batch) * len(batch)
+
+    def _remember(self, key: Hashable, value: Result) -> None:
+        if self._cache_items and key is not None:
+            self._cache[key] = value
+            if len(self._cache) > self._cache_items:
+                self._cache.popitem(last=False)
 
     def _admit(self, items: int, tokens: int) -> None:
         if self.waiting_items + items > self._max_items or self.waiting_tokens + tokens > self._max_tokens:
@@ -98,7 +246,11 @@ class Batcher(Generic[Item, Result]):
         self.waiting_items += items
         self.waiting_tokens += tokens
 
-    def _release(self, lengths: Iterable[int]) -> None:
-        for length in lengths:
-            self.waiting_items -= 1
-            self.waiting_tokens -= length
+    def _release(self, length: int, _: object) -> None:
+        self.waiting_items -= 1
+        self.waiting_tokens -= length
+        self._room.set()
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else max(one, other)

@@ -2,66 +2,23 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_models import byte_level_tokenizer, tiny_llama, tiny_tokenizer
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from lm.heads import reward_model_from
 from lm.loading import save_model
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-CORPUS = ["the film is good", "a dull and lifeless story", "what a wonderful performance", "not worth seeing"]
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("plaudit", deadline=None)
+hypothesis.settings.load_profile("plaudit")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def byte_level_tokenizer(vocab_size: int, specials: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = byte_level_tokenizer(300, ["<|pad|>", "<|start|>", "<|end|>"])
-    tokenizer.pad_token, tokenizer.eos_token = "<|pad|>", "<|end|>"
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """Making calls, blocking and awaited: all that differs between the sync clients and the async ones."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import methodcaller
-from typing import Self
+from typing import Generic, Self
 
 import grpc
 import grpc.aio
@@ -17,12 +20,30 @@ from plaudit.clients.channel import (
     channel_options,
     check_size,
 )
+from plaudit.clients.errors import Where
+from plaudit.clients.tries import Tries
 
 _to_bytes = methodcaller("SerializeToString")
 
 
+@dataclass(frozen=True)
+class OpenedStream(Generic[ResponseT]):
+    """A stream in both directions that has begun."""
+
+    responses: Iterator[ResponseT]
+    """Waits for each; raises grpc.RpcError."""
+    cancel: Callable[[], object]
+    """Ends it at once; safe from any thread."""
+    where: Where
+    is_connected: Callable[[], bool]
+
+
 class Client(Connection):
     """Base of the sync clients: a context manager, safe to use from many threads."""
+
+    def _prepare(self) -> None:
+        self._slots = threading.Semaphore(self.max_in_flight)
+        self._closed = threading.Event()
 
     @cached_property
     def _channels(self) -> list[grpc.Channel]:
@@ -32,36 +53,60 @@ class Client(Connection):
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
     ) -> ResponseT:
         check_size(request)
-        for attempt in self.attempts(method, timeout):
-            channel = self._channels[attempt.channel_index]
-            call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
-            try:
-                return call(request, **attempt.arguments())
-            except grpc.RpcError as error:
-                failure = attempt.failure(error, partial(_is_ready, channel))
-                if not attempt.goes_on(failure):
-                    raise failure from error
-        raise AssertionError("the last attempt returns or raises")
+        tries = self.tries(method, timeout)
+        with self._slot(tries):
+            for attempt in tries:
+                channel = self._channels[attempt.channel_index]
+                call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
+                try:
+                    return call(request, **attempt.arguments(tries.left))
+                except grpc.RpcError as error:
+                    failure = tries.failure(attempt, error, partial(_is_ready, channel))
+                    pause = tries.pause_after(failure)
+                    if pause is None or self._closed.wait(pause):
+                        raise failure from error
+        raise AssertionError("tries have no end of their own")
 
     def _send(
         self, method: Method[RequestT, ResponseT], requests: Iterable[RequestT], timeout: float | None
     ) -> ResponseT:
         """One stream, never sent twice. An exception of `requests` comes out as it is."""
-        attempt = next(self.attempts(method, timeout))
-        channel = self._channels[attempt.channel_index]
+        tries = self.tries(method, timeout)
+        channel = self._channels[tries.first.channel_index]
         call = channel.stream_unary(method.path, _to_bytes, method.response.FromString)
         stopped_by: list[Exception] = []
         try:
-            response = call(_until_error(requests, stopped_by), **attempt.arguments())
+            response = call(_until_error(requests, stopped_by), **tries.first.arguments(tries.left))
         except grpc.RpcError as error:
             if not stopped_by:
-                raise attempt.failure(error, partial(_is_ready, channel)) from error
+                raise tries.failure(tries.first, error, partial(_is_ready, channel)) from error
         if stopped_by:
             raise stopped_by[0]
         return response
 
+    def _open_stream(
+        self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
+    ) -> OpenedStream[ResponseT]:
+        """One stream to the address whose turn it is. It has no deadline: who waits for it has one."""
+        attempt = self.tries(method, None).first
+        channel = self._channels[attempt.channel_index]
+        call = channel.stream_stream(method.path, _to_bytes, method.response.FromString)
+        responses = call(requests, **attempt.arguments(None))
+        return OpenedStream(responses, responses.cancel, attempt.where, partial(_is_ready, channel))
+
+    @contextmanager
+    def _slot(self, tries: Tries) -> Iterator[None]:
+        """A turn to call, kept while the call waits to be made again: it spares a full service."""
+        if not self._slots.acquire(timeout=tries.left):
+            raise self._no_turn(tries)
+        try:
+            yield
+        finally:
+            self._slots.release()
+
     def close(self) -> None:
         """Ends the connections; calls in flight are cancelled."""
+        self._closed.set()
         for channel in self._channels:
             channel.close()
 
@@ -75,6 +120,11 @@ class Client(Connection):
 class AsyncClient(Connection):
     """Base of the async clients: an async context manager, to be used in one event loop."""
 
+    def _prepare(self) -> None:
+        self._slots = asyncio.Semaphore(self.max_in_flight)
+        self._closed = asyncio.Event()
+        self._streaming = self._blocking()
+
     @cached_property
     def _channels(self) -> list[grpc.aio.Channel]:  # made by the first call: a channel belongs to a loop
         return [grpc.aio.insecure_channel(target, options=channel_options(target)) for target in self.targets]
@@ -83,16 +133,19 @@ class AsyncClient(Connection):
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
     ) -> ResponseT:
         check_size(request)
-        for attempt in self.attempts(method, timeout):
-            channel = self._channels[attempt.channel_index]
-            call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
-            try:
-                return await call(request, **attempt.arguments())
-            except grpc.RpcError as error:
-                failure = attempt.failure(error, partial(_is_ready_async, channel))
-                if not attempt.goes_on(failure):
-                    raise failure from error
-        raise AssertionError("the last attempt returns or raises")
+        tries = self.tries(method, timeout)
+        async with self._slot(tries):
+            for attempt in tries:
+                channel = self._channels[attempt.channel_index]
+                call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
+                try:
+                    return await call(request, **attempt.arguments(tries.left))
+                except grpc.RpcError as error:
+                    failure = tries.failure(attempt, error, partial(_is_ready_async, channel))
+                    pause = tries.pause_after(failure)
+                    if pause is None or await self._closes_within(pause):
+                        raise failure from error
+        raise AssertionError("tries have no end of their own")
 
     async def _send(
         self, method: Method[RequestT, ResponseT], requests: Iterable[RequestT], timeout: float | None
@@ -102,20 +155,44 @@ class AsyncClient(Connection):
         A stream of grpc.aio that the server refuses while a message is being written can end as an
         internal error, without the server's words. Here `requests` also stay off the event loop.
         """
-        blocking = Client(
+        with self._blocking() as blocking:
+            return await asyncio.to_thread(blocking._send, method, requests, timeout)
+
+    def _blocking(self) -> Client:
+        """A client with these settings and connections of its own, for what threads do better."""
+        client = Client(
             self.addresses,
             token=self._token,
             timeout=self._timeout,
             wait_for_ready=self._wait_for_ready,
+            caller=self._caller or None,
         )
-        blocking._service = self._service
+        client._service = self._service
+        return client
+
+    @asynccontextmanager
+    async def _slot(self, tries: Tries) -> AsyncIterator[None]:
+        """As Client._slot."""
         try:
-            return await asyncio.to_thread(blocking._send, method, requests, timeout)
+            async with asyncio.timeout(tries.left):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise self._no_turn(tries) from None
+        try:
+            yield
         finally:
-            blocking.close()
+            self._slots.release()
+
+    async def _closes_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        return self._closed.is_set()
 
     async def close(self) -> None:
         """Ends the connections; calls in flight are cancelled."""
+        self._closed.set()
+        self._streaming.close()
         for channel in self._channels:
             await channel.close()
 

@@ -1,7 +1,8 @@
-"""How every client reaches its service; the only place that opens channels.
+"""How every client reaches its service.
 
 One policy for all calls: a deadline on each, a bearer token if there is one, a request id, retries only
-where a second try can do no harm, and turns among several addresses.
+where a second try can do no harm (tries.py), turns among several addresses, and an end to how many calls
+are under way at once.
 """
 
 import ipaddress
@@ -10,16 +11,15 @@ import json
 import math
 import os
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
-from plaudit.clients.errors import InvalidArgument, Overloaded, PlauditError, Unavailable, Where, from_rpc
+from plaudit.clients.errors import DeadlineExceeded, InvalidArgument, PlauditError, Where
+from plaudit.clients.tries import Attempt, Tries
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -27,6 +27,8 @@ Addresses: TypeAlias = str | Sequence[str]
 
 DEFAULT_TIMEOUT = 60.0
 """Seconds a call may take unless the caller says otherwise."""
+MAX_IN_FLIGHT = 256
+"""Calls that a client has under way at once unless the caller says otherwise."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # What may be sent twice. Generate belongs here because PolicyClient gives every prompt a seed;
@@ -34,13 +36,14 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 IDEMPOTENT = {
     "plaudit.v1.PolicyService": ("Generate", "GetPolicy"),
     "plaudit.v1.ReferenceService": ("ComputeLogprobs", "GetReference"),
-    "plaudit.v1.RewardService": ("Score", "GetModel"),
+    "plaudit.v1.RewardService": ("Score", "Rank", "Compare", "GetModel", "ListModels"),
     "plaudit.v1.TrainerService": ("GetRun",),
 }
 
 # gRPC adds jitter to the backoff, and obeys grpc-retry-pushback-ms instead where a service sends it.
 # Throttling is the retry budget: when half the tokens are gone (one per failure, half a one back per
-# success) nothing is retried, so an outage isn't made worse.
+# success) nothing is retried, so an outage isn't made worse. A full queue is no outage and has nothing
+# to do with it: RESOURCE_EXHAUSTED is left to tries.py.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
@@ -52,7 +55,7 @@ SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
     ],
@@ -78,32 +81,6 @@ class Method(Generic[RequestT, ResponseT]):
         return self.name in IDEMPOTENT.get(self.service, ())
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One call to one address. Times are monotonic seconds."""
-
-    channel_index: int
-    where: Where
-    started: float
-    deadline: float
-    metadata: tuple[tuple[str, str], ...]
-    wait_for_ready: bool
-    is_last: bool
-
-    def arguments(self) -> dict[str, Any]:
-        """What gRPC wants to know beside the request."""
-        timeout = max(0.0, self.deadline - time.monotonic())
-        return {"timeout": timeout, "metadata": self.metadata, "wait_for_ready": self.wait_for_ready}
-
-    def failure(self, error: grpc.RpcError, is_connected: Callable[[], bool]) -> PlauditError:
-        """The error to raise, unless the next attempt may still succeed elsewhere."""
-        return from_rpc(error, self.where, is_connected, time.monotonic() - self.started)
-
-    def goes_on(self, failure: PlauditError) -> bool:
-        """Whether another address may do what this one couldn't."""
-        return not self.is_last and isinstance(failure, Unavailable | Overloaded)
-
-
 class Connection:
     """What sync and async clients share. Does no I/O of its own, and is safe to use from many threads."""
 
@@ -119,6 +96,8 @@ class Connection:
         token: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         wait_for_ready: bool = False,
+        caller: str | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         """Opens no connection yet; the first call does.
 
@@ -126,9 +105,11 @@ class Connection:
         unavailable go on to the next. A host name that stands for many replicas is balanced over all.
         `token` is PLAUDIT_TOKEN of the environment unless given. `timeout` is the default for each
         call, in seconds. `wait_for_ready` makes calls wait, within their timeout, for a service that
-        isn't up yet.
+        isn't up yet. `caller` is the name under which a busy service shares itself among its callers;
+        without one, each connection is a caller. Of the calls that are made at once, from threads or
+        tasks, `max_in_flight` are under way and the others wait for their turn, within their timeout.
 
-        Raises InvalidArgument for an address or timeout that can't be.
+        Raises InvalidArgument for an address, timeout, caller or max_in_flight that can't be.
         """
         self.addresses = (address,) if isinstance(address, str) else tuple(address)
         if not self.addresses:
@@ -141,23 +122,42 @@ class Connection:
         self._token = (os.environ.get("PLAUDIT_TOKEN", "") if token is None else token).strip()
         self._timeout = _checked_timeout(timeout)
         self._wait_for_ready = wait_for_ready
+        self._caller = _checked_caller(caller)
+        self.max_in_flight = _checked_in_flight(max_in_flight)
+        self._metadata = tuple(_metadata(self._token, self._caller))
         self._turn = itertools.count()
+        self._prepare()
 
-    def attempts(self, method: Method[Any, Any], timeout: float | None) -> Iterator[Attempt]:
-        """The calls to make in turn until one answers; just one where a second could do harm."""
-        started = time.monotonic()
-        deadline = started + (self._timeout if timeout is None else _checked_timeout(timeout))
+    def _prepare(self) -> None:
+        """Makes what one kind of client needs before its first call; each does."""
+        raise NotImplementedError
+
+    def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
+        """The tries of one call that begins now."""
         request_id = uuid.uuid4().hex
-        metadata = [("x-request-id", request_id)]
-        if self._token:
-            metadata.append(("authorization", f"Bearer {self._token}"))
-        first, count = next(self._turn), len(self.addresses)
-        tries = count if method.idempotent else 1
-        for number in range(tries):
-            index = (first + number) % count
-            where = Where(self._service, self.addresses[index], method.name, request_id)
-            last = number == tries - 1
-            yield Attempt(index, where, started, deadline, tuple(metadata), self._wait_for_ready, last)
+        metadata = (*self._metadata, ("x-request-id", request_id))
+        first = next(self._turn)
+        attempts = [
+            Attempt(
+                channel_index=index,
+                where=Where(self._service, address, method.name, request_id),
+                metadata=metadata,
+                wait_for_ready=self._wait_for_ready,
+            )
+            for index, address in enumerate(self.addresses)
+        ]
+        turned = attempts[first % len(attempts) :] + attempts[: first % len(attempts)]
+        return Tries(turned, self.seconds(timeout), method.idempotent)
+
+    def seconds(self, timeout: float | None) -> float:
+        """The client's timeout unless another is given. Raises InvalidArgument for one that can't be."""
+        return self._timeout if timeout is None else _checked_timeout(timeout)
+
+    def _no_turn(self, tries: Tries) -> PlauditError:
+        reason = (
+            f"no turn within {tries.timeout:.1f} s: max_in_flight={self.max_in_flight} calls were under way"
+        )
+        return DeadlineExceeded(reason, tries.first.where)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.addresses)})"
@@ -210,3 +210,22 @@ def _checked_timeout(timeout: float) -> float:
     if not 0 < timeout < math.inf:
         raise InvalidArgument.at("timeout", f"{timeout} is not a time above 0 s; every call has an end")
     return timeout
+
+
+def _checked_caller(caller: str | None) -> str:
+    if caller is not None and not re.fullmatch(r"[!-~]([ -~]{0,126}[!-~])?", caller):
+        raise InvalidArgument.at("caller", f"{caller!r} is not 1 to 128 printable ASCII characters")
+    return caller or ""
+
+
+def _checked_in_flight(count: int) -> int:
+    if count < 1:
+        raise InvalidArgument.at("max_in_flight", f"{count}; at least 1, or no call is ever made")
+    return count
+
+
+def _metadata(token: str, caller: str) -> Iterator[tuple[str, str]]:
+    if token:
+        yield "authorization", f"Bearer {token}"
+    if caller:
+        yield "x-plaudit-caller", caller

@@ -1,18 +1,18 @@
 """What goes into the clients and what comes out: plain values and numpy arrays, no protobuf.
 
+data_reward.py has what only the reward service knows.
+
 Token ids are tuples of int, so that they can be hashed, printed and sent again; per-token numbers are
 float32 arrays.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict, overload
+from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-
-from plaudit.clients.errors import ItemFailure, PlauditError
 
 DType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16", "unspecified"]
 FinishReason: TypeAlias = Literal["eos", "stop_token", "stop_string", "length", "unspecified"]
@@ -90,6 +90,14 @@ class CallLimits:
 
 
 @dataclass(frozen=True)
+class QueueDepth:
+    """What a service has taken on and not yet answered."""
+
+    items: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class VersionSpan:
     """Tokens start … end − 1 of a response came from the weights of `step`."""
 
@@ -148,6 +156,8 @@ class PolicyInfo:
     chat_template_sha256: str
     swap_modes: tuple[SwapMode, ...]
     limits: CallLimits
+    queue: QueueDepth
+    """Responses that wait or grow now; tokens of them and their prompts, at most."""
 
 
 @dataclass(frozen=True)
@@ -190,63 +200,7 @@ class ReferenceInfo:
     vocabulary_size: int
     context_length: int
     limits: CallLimits
-
-
-@dataclass(frozen=True)
-class Reward:
-    """The score of one item."""
-
-    raw_reward: float
-    """The model's output as it is."""
-    reward: float
-    """(raw_reward − reward_mean) / reward_std: what PPO uses."""
-    token_count: int
-
-
-@dataclass(frozen=True)
-class Scores(Sequence[Reward | ItemFailure]):
-    """One result per item, in the order of the items: a Reward, or the ItemFailure that says why not."""
-
-    results: tuple[Reward | ItemFailure, ...]
-    model: ModelVersion
-
-    @property
-    def rewards(self) -> NDArray[np.float32]:
-        """[B] normalised rewards, for callers who want all or none.
-
-        Raises the first item's failure as a PlauditError.
-        """
-        failed = next((result for result in self.results if isinstance(result, ItemFailure)), None)
-        if failed:
-            raise PlauditError.of_item(failed)
-        return np.array([r.reward for r in self.results if isinstance(r, Reward)], dtype=np.float32)
-
-    @overload
-    def __getitem__(self, index: int) -> Reward | ItemFailure: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Reward | ItemFailure, ...]: ...
-    def __getitem__(self, index: int | slice) -> Reward | ItemFailure | tuple[Reward | ItemFailure, ...]:
-        return self.results[index]
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self) -> Iterator[Reward | ItemFailure]:
-        return iter(self.results)
-
-
-@dataclass(frozen=True)
-class RewardInfo:
-    """The reward model that is loaded."""
-
-    model: ModelVersion
-    dtype: DType
-    vocabulary_size: int
-    context_length: int
-    reward_mean: float
-    reward_std: float
-    has_chat_template: bool
-    limits: CallLimits
+    queue: QueueDepth
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ The gRPC error is the exception's `__cause__`. A value that can't even be sent i
 without a service.
 """
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar, cast
 
 import grpc
@@ -27,6 +28,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 DetailT = TypeVar("DetailT", bound=Message)
 
@@ -103,7 +105,7 @@ class PlauditError(Exception):
         self.preconditions = details.preconditions
         self.resource = details.resource
         self.retry_after = details.retry_after
-        """Seconds after which the service wants to be asked again."""
+        """Seconds after which the service wants to be asked again; inf for never, None if it doesn't say."""
         self.request_id = details.request_id or (where.request_id if where else "")
         """Names the call in the service's log."""
 
@@ -213,6 +215,8 @@ def from_rpc(
     code, words = error.code(), error.details() or ""
     trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
     details = _details(trailers.get(STATUS_DETAILS_KEY))
+    if details.retry_after is None and (pushback := trailers.get(PUSHBACK_KEY)) is not None:
+        details = replace(details, retry_after=_pushback_seconds(pushback))
     if trailers:  # only a service sends any
         return _BY_CODE.get(code.name, Internal)(_reason(words, details) or code.name, where, details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
@@ -232,6 +236,12 @@ def _reason(words: str, details: Details) -> str:
 def _root_cause(words: str) -> str:
     """Of "failed to connect to all addresses; last error: …: Connection refused" the last part."""
     return words.rsplit(": ", 1)[-1].strip("[]")
+
+
+def _pushback_seconds(milliseconds: str | bytes) -> float:
+    """What servers without our details say; anything but a number from 0 on is a no."""
+    text = milliseconds if isinstance(milliseconds, str) else ""
+    return int(text) / 1000 if text.isdecimal() else math.inf
 
 
 def _details(packed: str | bytes | None) -> Details:

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from plaudit.clients import data
+from plaudit.clients import data, data_reward
 from plaudit.clients.errors import ItemFailure, Violation
 from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2
 
@@ -30,6 +30,22 @@ FINISH_REASONS: dict[int, data.FinishReason] = {
 SWAP_MODES: dict[int, data.SwapMode] = {
     policy_pb2.SWAP_MODE_IN_PLACE: "in_place",
     policy_pb2.SWAP_MODE_DRAIN: "drain",
+}
+TRUNCATIONS: dict[int, data_reward.Truncation] = {
+    reward_pb2.TRUNCATION_ERROR: "error",
+    reward_pb2.TRUNCATION_LEFT: "left",
+    reward_pb2.TRUNCATION_RIGHT: "right",
+}
+PRIORITIES: dict[int, data_reward.Priority] = {
+    reward_pb2.PRIORITY_LOW: "low",
+    reward_pb2.PRIORITY_NORMAL: "normal",
+    reward_pb2.PRIORITY_HIGH: "high",
+}
+COMBINATIONS: dict[int, data_reward.Combination] = {
+    reward_pb2.COMBINATION_MEAN: "mean",
+    reward_pb2.COMBINATION_MIN: "min",
+    reward_pb2.COMBINATION_MEAN_MINUS_STD: "mean_minus_std",
+    reward_pb2.COMBINATION_WEIGHTED_SUM: "weighted_sum",
 }
 STAGES: dict[int, data.Stage] = {
     trainer_pb2.STAGE_SFT: "sft",
@@ -75,6 +91,7 @@ def policy_info(response: policy_pb2.GetPolicyResponse) -> data.PolicyInfo:
         chat_template_sha256=response.chat_template_sha256,
         swap_modes=tuple(SWAP_MODES[mode] for mode in response.swap_modes if mode in SWAP_MODES),
         limits=_limits(response.limits),
+        queue=_queue(response.queue),
     )
 
 
@@ -93,17 +110,59 @@ def reference_info(response: reference_pb2.GetReferenceResponse) -> data.Referen
         vocabulary_size=response.vocabulary_size,
         context_length=response.context_length,
         limits=_limits(response.limits),
+        queue=_queue(response.queue),
     )
 
 
-def scores(response: reward_pb2.ScoreResponse) -> data.Scores:
+def scores(response: reward_pb2.ScoreResponse) -> data_reward.Scores:
     """One result per item."""
-    return data.Scores(tuple(_result(result) for result in response.results), model_version(response.model))
+    return data_reward.Scores(
+        tuple(score_result(result) for result in response.results),
+        model_version(response.model),
+        _timing(response.timing),
+    )
 
 
-def reward_info(response: reward_pb2.GetModelResponse) -> data.RewardInfo:
-    """The reward model that is loaded."""
-    return data.RewardInfo(
+def score_result(message: reward_pb2.ScoreResult) -> data_reward.Reward | ItemFailure:
+    """The score of one item, or why there is none."""
+    match message.WhichOneof("result"):
+        case "reward":
+            return _reward(message.reward)
+        case "error":
+            return _item_failure(message.error)
+        case None:
+            return ItemFailure("INTERNAL", "the service sent neither a reward nor a reason")
+
+
+def ranking(response: reward_pb2.RankResponse) -> data_reward.Ranking:
+    """The order of some candidates."""
+    return data_reward.Ranking(
+        ranked=tuple(
+            data_reward.RankedCandidate(c.index, c.rank, _reward(c.reward)) for c in response.ranked
+        ),
+        unranked=tuple(
+            data_reward.UnrankedCandidate(c.index, _item_failure(c.error)) for c in response.unranked
+        ),
+        model=model_version(response.model),
+        timing=_timing(response.timing),
+    )
+
+
+def comparison(response: reward_pb2.CompareResponse) -> data_reward.Comparison:
+    """Which of two responses is preferred."""
+    return data_reward.Comparison(
+        probability=response.probability,
+        temperature=response.temperature,
+        first=_reward(response.first),
+        second=_reward(response.second),
+        model=model_version(response.model),
+        timing=_timing(response.timing),
+    )
+
+
+def reward_info(response: reward_pb2.GetModelResponse) -> data_reward.RewardInfo:
+    """A reward model that is loaded."""
+    return data_reward.RewardInfo(
         model=model_version(response.model),
         dtype=DTYPES.get(response.dtype, "unspecified"),
         vocabulary_size=response.vocabulary_size,
@@ -112,6 +171,21 @@ def reward_info(response: reward_pb2.GetModelResponse) -> data.RewardInfo:
         reward_std=response.reward_std,
         has_chat_template=response.has_chat_template,
         limits=_limits(response.limits),
+        name=response.name,
+        stream_window=response.stream_window,
+        compare_temperature=response.compare_temperature,
+        combination=COMBINATIONS.get(response.combination, "unspecified"),
+        deviation_factor=response.deviation_factor,
+        components=tuple(_component_info(component) for component in response.components),
+        queue=_queue(response.queue),
+    )
+
+
+def listed_models(response: reward_pb2.ListModelsResponse) -> tuple[data_reward.ListedModel, ...]:
+    """The models of a server; the first is its default."""
+    return tuple(
+        data_reward.ListedModel(listed.name, model_version(listed.model), _queue(listed.queue))
+        for listed in response.models
     )
 
 
@@ -146,17 +220,34 @@ def _generated_sequence(message: policy_pb2.GeneratedSequence) -> data.Generated
     )
 
 
-def _result(message: reward_pb2.ScoreResult) -> data.Reward | ItemFailure:
-    match message.WhichOneof("result"):
-        case "reward":
-            reward = message.reward
-            return data.Reward(reward.raw_reward, reward.reward, reward.token_count)
-        case "error":
-            error = message.error
-            violations = tuple(Violation(v.field, v.description) for v in error.field_violations)
-            return ItemFailure(CODE_NAMES.get(error.code, "UNKNOWN"), error.message, violations)
-        case None:
-            return ItemFailure("INTERNAL", "the service sent neither a reward nor a reason")
+def _reward(message: reward_pb2.Reward) -> data_reward.Reward:
+    side = TRUNCATIONS.get(message.truncation)
+    return data_reward.Reward(
+        message.raw_reward,
+        message.reward,
+        message.token_count,
+        message.truncated_tokens,
+        None if side == "error" else side,
+        tuple(data_reward.RewardComponent(c.name, c.raw_reward, c.reward) for c in message.components),
+    )
+
+
+def _item_failure(message: types_pb2.ItemError) -> ItemFailure:
+    violations = tuple(Violation(v.field, v.description) for v in message.field_violations)
+    return ItemFailure(CODE_NAMES.get(message.code, "UNKNOWN"), message.message, violations)
+
+
+def _timing(message: reward_pb2.Timing) -> data_reward.Timing:
+    return data_reward.Timing(message.tokenize_seconds, message.queue_seconds, message.compute_seconds)
+
+
+def _component_info(message: reward_pb2.ComponentInfo) -> data_reward.ComponentInfo:
+    model = model_version(message.model) if message.HasField("model") else None
+    return data_reward.ComponentInfo(message.name, message.weight, model)
+
+
+def _queue(message: types_pb2.QueueDepth) -> data.QueueDepth:
+    return data.QueueDepth(message.items, message.tokens)
 
 
 def _limits(message: types_pb2.CallLimits) -> data.CallLimits:

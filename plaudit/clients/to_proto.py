@@ -1,26 +1,20 @@
 """From plain values to the services' messages; from_proto.py is the way back.
 
 Raises InvalidArgument, naming the field, for values that protobuf can't hold; whether they make sense is
-for the service to say.
+for the service to say. The reward service's messages are in to_proto_reward.py.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Protocol, TypeVar, cast
-
-from google.protobuf.message import Message
+from collections.abc import Iterable, Iterator, Sequence
 
 from plaudit.clients import data
 from plaudit.clients.errors import InvalidArgument
+from plaudit.clients.fields import enum_number, extend, fill_chat, refuse_str, set_fields, set_given
 from plaudit.clients.from_proto import DTYPES, SWAP_MODES
-from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, types_pb2, weights_pb2
+from plaudit.v1 import policy_pb2, reference_pb2, weights_pb2
 
 CHUNK_BYTES = 512 * 1024
 """Bytes of weights a message; 256 KiB to 1 MiB stream fastest."""
-
-ValueT = TypeVar("ValueT")
-ValueT_contra = TypeVar("ValueT_contra", contravariant=True)
 
 
 def generate_request(
@@ -42,8 +36,8 @@ def generate_request(
 
     Every prompt gets a seed, drawn here if none is given: the call may then be sent again.
     """
-    _refuse_str("prompts", prompts)
-    _refuse_str("stop_strings", stop_strings)
+    refuse_str("prompts", prompts)
+    refuse_str("stop_strings", stop_strings)
     if seeds is None:
         seeds = [secrets.randbits(64) for _ in prompts]
     if len(seeds) != len(prompts):
@@ -51,10 +45,10 @@ def generate_request(
     if step_at_least is not None and step_exactly is not None:
         raise InvalidArgument.at("step_exactly", "give this or step_at_least, not both")
     request = policy_pb2.GenerateRequest()
-    _set(request, "", samples_per_prompt=samples_per_prompt, deterministic=deterministic)
-    _set(request, "", step_at_least=step_at_least, step_exactly=step_exactly)
+    set_fields(request, "", samples_per_prompt=samples_per_prompt, deterministic=deterministic)
+    set_given(request, "", step_at_least=step_at_least, step_exactly=step_exactly)
     sampling = request.sampling
-    _set(
+    set_fields(
         sampling,
         "sampling.",
         max_new_tokens=max_new_tokens,
@@ -62,11 +56,11 @@ def generate_request(
         top_k=top_k,
         top_p=top_p,
     )
-    _extend(sampling.stop_token_ids, "sampling.stop_token_ids", stop_token_ids)
-    _extend(sampling.stop_strings, "sampling.stop_strings", stop_strings)
+    extend(sampling.stop_token_ids, "sampling.stop_token_ids", stop_token_ids)
+    extend(sampling.stop_strings, "sampling.stop_strings", stop_strings)
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         message = request.prompts.add()
-        _set(message, f"prompts[{index}].", seed=seed)
+        set_fields(message, f"prompts[{index}].", seed=seed)
         _fill_prompt(message, f"prompts[{index}].", prompt)
     return request
 
@@ -78,22 +72,11 @@ def logprobs_request(
     if len(sequences) != len(starts):
         raise InvalidArgument.at("starts", f"{len(starts)} for {len(sequences)} sequences; give one each")
     request = reference_pb2.ComputeLogprobsRequest()
-    _set(request, "", temperature=temperature)
+    set_fields(request, "", temperature=temperature)
     for index, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         message = request.sequences.add()
-        _extend(message.token_ids, f"sequences[{index}].token_ids", ids)
-        _set(message, f"sequences[{index}].", start=start)
-    return request
-
-
-def score_request(
-    items: Sequence[data.Scorable], all_or_nothing: bool, tokenizer_sha256: str
-) -> reward_pb2.ScoreRequest:
-    """A tuple of two str is a pair; anything else that isn't a Chat is taken for ids."""
-    request = reward_pb2.ScoreRequest(all_or_nothing=all_or_nothing, tokenizer_sha256=tokenizer_sha256)
-    _refuse_str("items", items)
-    for index, item in enumerate(items):
-        _fill_item(request.items.add(), f"items[{index}].", item)
+        extend(message.token_ids, f"sequences[{index}].token_ids", ids)
+        set_fields(message, f"sequences[{index}].", start=start)
     return request
 
 
@@ -102,13 +85,13 @@ def begin_push_request(manifest: data.PushManifest) -> weights_pb2.BeginPushRequ
     request = weights_pb2.BeginPushRequest()
     message = request.manifest
     message.encoding = weights_pb2.PUSH_ENCODING_FULL
-    _set(message, "manifest.", base_step=manifest.base_step, new_step=manifest.new_step)
-    _set(message, "manifest.", run_id=manifest.run_id, weights_sha256=manifest.weights_sha256)
+    set_fields(message, "manifest.", base_step=manifest.base_step, new_step=manifest.new_step)
+    set_fields(message, "manifest.", run_id=manifest.run_id, weights_sha256=manifest.weights_sha256)
     for index, tensor in enumerate(manifest.tensors):
         path = f"manifest.tensors[{index}]."
         spec = message.tensors.add()
-        _set(spec, path, name=tensor.name, dtype=_number(DTYPES, f"{path}dtype", tensor.dtype))
-        _extend(spec.shape, f"{path}shape", tensor.shape)
+        set_fields(spec, path, name=tensor.name, dtype=enum_number(DTYPES, f"{path}dtype", tensor.dtype))
+        extend(spec.shape, f"{path}shape", tensor.shape)
     return request
 
 
@@ -133,81 +116,17 @@ def chunk_requests(
 
 def commit_request(push_id: str, mode: data.SwapMode) -> weights_pb2.CommitPushRequest:
     """`mode` by its name."""
-    number = _number(SWAP_MODES, "mode", mode)
+    number = enum_number(SWAP_MODES, "mode", mode)
     request = weights_pb2.CommitPushRequest(push_id=push_id)
-    _set(request, "", mode=number)
+    set_fields(request, "", mode=number)
     return request
 
 
 def _fill_prompt(message: policy_pb2.Prompt, path: str, prompt: data.Prompt) -> None:
     if isinstance(prompt, str):
-        _set(message, path, text=prompt)
+        set_fields(message, path, text=prompt)
     elif isinstance(prompt, data.Chat):
-        _fill_chat(message.chat, f"{path}chat.", prompt)
+        fill_chat(message.chat, f"{path}chat.", prompt)
     else:
         message.token_ids.SetInParent()  # an empty list is still the form that was chosen
-        _extend(message.token_ids.ids, f"{path}token_ids.ids", prompt)
-
-
-def _fill_item(message: reward_pb2.ScoreItem, path: str, item: object) -> None:
-    match item:
-        case str():
-            raise InvalidArgument.at(path[:-1], "one str; write (prompt, response)")
-        case data.Chat():
-            _fill_chat(message.chat, f"{path}chat.", item)
-        case [str() as prompt, response]:
-            _set(message.pair, f"{path}pair.", prompt=prompt, response=response)
-        case _:
-            message.token_ids.SetInParent()
-            _extend(message.token_ids.ids, f"{path}token_ids.ids", cast(data.TokenIds, item))
-
-
-def _fill_chat(message: types_pb2.Chat, path: str, chat: data.Chat) -> None:
-    message.SetInParent()
-    for index, turn in enumerate(chat.messages):
-        where = f"{path}messages[{index}]"
-        try:
-            role, content = (turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn
-        except (KeyError, TypeError, ValueError):
-            raise InvalidArgument.at(where, "write (role, content) or {'role': …, 'content': …}") from None
-        _set(message.messages.add(), f"{where}.", role=role, content=content)
-
-
-def _set(message: Message, path: str, **fields: object) -> None:
-    """Sets the fields that aren't None."""
-    for name, value in fields.items():
-        if value is not None:
-            _hold(f"{path}{name}", partial(setattr, message, name), value)
-
-
-class _Repeated(Protocol[ValueT_contra]):
-    def extend(self, values: Iterable[ValueT_contra], /) -> None: ...
-    def append(self, value: ValueT_contra, /) -> None: ...
-
-
-def _extend(field: _Repeated[ValueT], path: str, values: Iterable[ValueT]) -> None:
-    try:
-        field.extend(values)
-    except (TypeError, ValueError):  # protobuf doesn't say which one it was
-        for index, value in enumerate(values if isinstance(values, Iterable) else ()):
-            _hold(f"{path}[{index}]", field.append, value)
-        _hold(path, field.extend, values)
-
-
-def _hold(path: str, put: Callable[[ValueT], object], value: ValueT) -> None:
-    try:
-        put(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument.at(path, f"{value!r} can't be sent: {error}") from None
-
-
-def _number(names: Mapping[int, str], path: str, name: str) -> int:
-    for number, known in names.items():
-        if known == name:
-            return number
-    raise InvalidArgument.at(path, f"{name!r} is none of {', '.join(names.values())}")
-
-
-def _refuse_str(path: str, values: object) -> None:
-    if isinstance(values, str):
-        raise InvalidArgument.at(path, "a list, not one str; put it in brackets")
+        extend(message.token_ids.ids, f"{path}token_ids.ids", prompt)

@@ -400,6 +400,7 @@ class GetPolicyResponse(_message.Message):
     CHAT_TEMPLATE_SHA256_FIELD_NUMBER: _builtins.int
     SWAP_MODES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """What generates: "torch" is the built-in decode loop over transformers."""
     dtype: _types_pb2.DataType.ValueType
@@ -428,6 +429,10 @@ class GetPolicyResponse(_message.Message):
     def limits(self) -> _types_pb2.CallLimits:
         """How much one Generate call may carry."""
 
+    @_builtins.property
+    def queue(self) -> _types_pb2.QueueDepth:
+        """Responses that wait or grow now; tokens of them and their prompts, at most."""
+
     def __init__(
         self,
         *,
@@ -441,10 +446,11 @@ class GetPolicyResponse(_message.Message):
         chat_template_sha256: _builtins.str = ...,
         swap_modes: _abc.Iterable[Global___SwapMode.ValueType] | None = ...,
         limits: _types_pb2.CallLimits | None = ...,
+        queue: _types_pb2.QueueDepth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_sha256", b"chat_template_sha256", "context_length", b"context_length", "dtype", b"dtype", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "limits", b"limits", "model", b"model", "swap_modes", b"swap_modes", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_sha256", b"chat_template_sha256", "context_length", b"context_length", "dtype", b"dtype", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "limits", b"limits", "model", b"model", "queue", b"queue", "swap_modes", b"swap_modes", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plaudit.v1 import types_pb2 as plaudit_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplaudit/v1/reference.proto\x12\nplaudit.v1\x1a\x16plaudit/v1/types.proto\"3\n\x0fLogprobSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\"r\n\x16\x43omputeLogprobsRequest\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.plaudit.v1.LogprobSequence\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_temperature\"$\n\x10SequenceLogprobs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"s\n\x17\x43omputeLogprobsResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.plaudit.v1.SequenceLogprobs\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x15\n\x13GetReferenceRequest\"\xbd\x01\n\x14GetReferenceResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12&\n\x06limits\x18\x05 \x01(\x0b\x32\x16.plaudit.v1.CallLimits2\xc1\x01\n\x10ReferenceService\x12Z\n\x0f\x43omputeLogprobs\x12\".plaudit.v1.ComputeLogprobsRequest\x1a#.plaudit.v1.ComputeLogprobsResponse\x12Q\n\x0cGetReference\x12\x1f.plaudit.v1.GetReferenceRequest\x1a .plaudit.v1.GetReferenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplaudit/v1/reference.proto\x12\nplaudit.v1\x1a\x16plaudit/v1/types.proto\"3\n\x0fLogprobSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\"r\n\x16\x43omputeLogprobsRequest\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.plaudit.v1.LogprobSequence\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_temperature\"$\n\x10SequenceLogprobs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"s\n\x17\x43omputeLogprobsResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.plaudit.v1.SequenceLogprobs\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x15\n\x13GetReferenceRequest\"\xe4\x01\n\x14GetReferenceResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12&\n\x06limits\x18\x05 \x01(\x0b\x32\x16.plaudit.v1.CallLimits\x12%\n\x05queue\x18\x06 \x01(\x0b\x32\x16.plaudit.v1.QueueDepth2\xc1\x01\n\x10ReferenceService\x12Z\n\x0f\x43omputeLogprobs\x12\".plaudit.v1.ComputeLogprobsRequest\x1a#.plaudit.v1.ComputeLogprobsResponse\x12Q\n\x0cGetReference\x12\x1f.plaudit.v1.GetReferenceRequest\x1a .plaudit.v1.GetReferenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREFERENCEREQUEST']._serialized_start=390
   _globals['_GETREFERENCEREQUEST']._serialized_end=411
   _globals['_GETREFERENCERESPONSE']._serialized_start=414
-  _globals['_GETREFERENCERESPONSE']._serialized_end=603
-  _globals['_REFERENCESERVICE']._serialized_start=606
-  _globals['_REFERENCESERVICE']._serialized_end=799
+  _globals['_GETREFERENCERESPONSE']._serialized_end=642
+  _globals['_REFERENCESERVICE']._serialized_start=645
+  _globals['_REFERENCESERVICE']._serialized_end=838
 # @@protoc_insertion_point(module_scope)

@@ -159,6 +159,7 @@ class GetReferenceResponse(_message.Message):
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     dtype: _types_pb2.DataType.ValueType
     """Data type the weights are served in; log-softmax is float32 at least."""
     vocabulary_size: _builtins.int
@@ -173,6 +174,10 @@ class GetReferenceResponse(_message.Message):
     def limits(self) -> _types_pb2.CallLimits:
         """How much one ComputeLogprobs call may carry."""
 
+    @_builtins.property
+    def queue(self) -> _types_pb2.QueueDepth:
+        """What waits or is being computed now."""
+
     def __init__(
         self,
         *,
@@ -181,10 +186,11 @@ class GetReferenceResponse(_message.Message):
         vocabulary_size: _builtins.int = ...,
         context_length: _builtins.int = ...,
         limits: _types_pb2.CallLimits | None = ...,
+        queue: _types_pb2.QueueDepth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "limits", b"limits", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "limits", b"limits", "model", b"model", "queue", b"queue", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,27 +25,67 @@ _sym_db = _symbol_database.Default()
 from plaudit.v1 import types_pb2 as plaudit_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plaudit/v1/reward.proto\x12\nplaudit.v1\x1a\x16plaudit/v1/types.proto\"\x87\x01\n\tScoreItem\x12$\n\x04pair\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.TextPairH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.plaudit.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.plaudit.v1.TokenIdsH\x00\x42\x07\n\x05input\"f\n\x0cScoreRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.plaudit.v1.ScoreItem\x12\x16\n\x0e\x61ll_or_nothing\x18\x02 \x01(\x08\x12\x18\n\x10tokenizer_sha256\x18\x03 \x01(\t\"A\n\x06Reward\x12\x12\n\nraw_reward\x18\x01 \x01(\x02\x12\x0e\n\x06reward\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\r\"e\n\x0bScoreResult\x12$\n\x06reward\x18\x01 \x01(\x0b\x32\x12.plaudit.v1.RewardH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.plaudit.v1.ItemErrorH\x00\x42\x08\n\x06result\"b\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.plaudit.v1.ScoreResult\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x11\n\x0fGetModelRequest\"\xfd\x01\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x13\n\x0breward_mean\x18\x05 \x01(\x01\x12\x12\n\nreward_std\x18\x06 \x01(\x01\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12&\n\x06limits\x18\x08 \x01(\x0b\x32\x16.plaudit.v1.CallLimits2\x94\x01\n\rRewardService\x12<\n\x05Score\x12\x18.plaudit.v1.ScoreRequest\x1a\x19.plaudit.v1.ScoreResponse\x12\x45\n\x08GetModel\x12\x1b.plaudit.v1.GetModelRequest\x1a\x1c.plaudit.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plaudit/v1/reward.proto\x12\nplaudit.v1\x1a\x16plaudit/v1/types.proto\"\xa4\x01\n\x0cScoreOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\ntruncation\x18\x02 \x01(\x0e\x32\x16.plaudit.v1.Truncation\x12&\n\x08priority\x18\x03 \x01(\x0e\x32\x14.plaudit.v1.Priority\x12\x1a\n\x12include_components\x18\x04 \x01(\x08\x12\x15\n\rdeterministic\x18\x05 \x01(\x08\"\x87\x01\n\tScoreItem\x12$\n\x04pair\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.TextPairH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.plaudit.v1.ChatH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.plaudit.v1.TokenIdsH\x00\x42\x07\n\x05input\"\x91\x01\n\x0cScoreRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.plaudit.v1.ScoreItem\x12\x16\n\x0e\x61ll_or_nothing\x18\x02 \x01(\x08\x12\x18\n\x10tokenizer_sha256\x18\x03 \x01(\t\x12)\n\x07options\x18\x04 \x01(\x0b\x32\x18.plaudit.v1.ScoreOptions\"\xb8\x01\n\x06Reward\x12\x12\n\nraw_reward\x18\x01 \x01(\x02\x12\x0e\n\x06reward\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\r\x12\x18\n\x10truncated_tokens\x18\x04 \x01(\r\x12*\n\ntruncation\x18\x05 \x01(\x0e\x32\x16.plaudit.v1.Truncation\x12/\n\ncomponents\x18\x06 \x03(\x0b\x32\x1b.plaudit.v1.RewardComponent\"C\n\x0fRewardComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nraw_reward\x18\x02 \x01(\x02\x12\x0e\n\x06reward\x18\x03 \x01(\x02\"e\n\x0bScoreResult\x12$\n\x06reward\x18\x01 \x01(\x0b\x32\x12.plaudit.v1.RewardH\x00\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.plaudit.v1.ItemErrorH\x00\x42\x08\n\x06result\"R\n\x06Timing\x12\x18\n\x10tokenize_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\"\x86\x01\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.plaudit.v1.ScoreResult\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.plaudit.v1.Timing\"\x80\x01\n\x12ScoreStreamRequest\x12)\n\x07options\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ScoreOptions\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\x12%\n\x05items\x18\x03 \x03(\x0b\x32\x16.plaudit.v1.StreamItem\"B\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12#\n\x04item\x18\x02 \x01(\x0b\x32\x15.plaudit.v1.ScoreItem\"\x8d\x01\n\x13ScoreStreamResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.plaudit.v1.StreamResult\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.plaudit.v1.Timing\"H\n\x0cStreamResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x17.plaudit.v1.ScoreResult\"\xbe\x01\n\x0bRankRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.plaudit.v1.ChatH\x00\x12\x12\n\ncandidates\x18\x03 \x03(\t\x12\x12\n\x05top_n\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x16\n\x0e\x61ll_or_nothing\x18\x05 \x01(\x08\x12)\n\x07options\x18\x06 \x01(\x0b\x32\x18.plaudit.v1.ScoreOptionsB\x08\n\x06promptB\x08\n\x06_top_n\"R\n\x0fRankedCandidate\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\"\n\x06reward\x18\x03 \x01(\x0b\x32\x12.plaudit.v1.Reward\"H\n\x11UnrankedCandidate\x12\r\n\x05index\x18\x01 \x01(\r\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.plaudit.v1.ItemError\"\xb9\x01\n\x0cRankResponse\x12+\n\x06ranked\x18\x01 \x03(\x0b\x32\x1b.plaudit.v1.RankedCandidate\x12/\n\x08unranked\x18\x02 \x03(\x0b\x32\x1d.plaudit.v1.UnrankedCandidate\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12\"\n\x06timing\x18\x04 \x01(\x0b\x32\x12.plaudit.v1.Timing\"\xc0\x01\n\x0e\x43ompareRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x02 \x01(\x0b\x32\x10.plaudit.v1.ChatH\x00\x12\r\n\x05\x66irst\x18\x03 \x01(\t\x12\x0e\n\x06second\x18\x04 \x01(\t\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12)\n\x07options\x18\x06 \x01(\x0b\x32\x18.plaudit.v1.ScoreOptionsB\x08\n\x06promptB\x0e\n\x0c_temperature\"\xcf\x01\n\x0f\x43ompareResponse\x12\x13\n\x0bprobability\x18\x01 \x01(\x01\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12!\n\x05\x66irst\x18\x03 \x01(\x0b\x32\x12.plaudit.v1.Reward\x12\"\n\x06second\x18\x04 \x01(\x0b\x32\x12.plaudit.v1.Reward\x12\'\n\x05model\x18\x05 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12\"\n\x06timing\x18\x06 \x01(\x0b\x32\x12.plaudit.v1.Timing\"V\n\rComponentInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xdd\x03\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x13\n\x0breward_mean\x18\x05 \x01(\x01\x12\x12\n\nreward_std\x18\x06 \x01(\x01\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12&\n\x06limits\x18\x08 \x01(\x0b\x32\x16.plaudit.v1.CallLimits\x12\x0c\n\x04name\x18\t \x01(\t\x12\x15\n\rstream_window\x18\n \x01(\r\x12\x1b\n\x13\x63ompare_temperature\x18\x0b \x01(\x01\x12,\n\x0b\x63ombination\x18\x0c \x01(\x0e\x32\x17.plaudit.v1.Combination\x12\x18\n\x10\x64\x65viation_factor\x18\r \x01(\x01\x12-\n\ncomponents\x18\x0e \x03(\x0b\x32\x19.plaudit.v1.ComponentInfo\x12%\n\x05queue\x18\x0f \x01(\x0b\x32\x16.plaudit.v1.QueueDepth\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.plaudit.v1.ListedModel\"k\n\x0bListedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\x12%\n\x05queue\x18\x03 \x01(\x0b\x32\x16.plaudit.v1.QueueDepth*i\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_ERROR\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x14\n\x10TRUNCATION_RIGHT\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\x93\x01\n\x0b\x43ombination\x12\x1b\n\x17\x43OMBINATION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMBINATION_MEAN\x10\x01\x12\x13\n\x0f\x43OMBINATION_MIN\x10\x02\x12\x1e\n\x1a\x43OMBINATION_MEAN_MINUS_STD\x10\x03\x12\x1c\n\x18\x43OMBINATION_WEIGHTED_SUM\x10\x04\x32\xb4\x03\n\rRewardService\x12<\n\x05Score\x12\x18.plaudit.v1.ScoreRequest\x1a\x19.plaudit.v1.ScoreResponse\x12R\n\x0bScoreStream\x12\x1e.plaudit.v1.ScoreStreamRequest\x1a\x1f.plaudit.v1.ScoreStreamResponse(\x01\x30\x01\x12\x39\n\x04Rank\x12\x17.plaudit.v1.RankRequest\x1a\x18.plaudit.v1.RankResponse\x12\x42\n\x07\x43ompare\x12\x1a.plaudit.v1.CompareRequest\x1a\x1b.plaudit.v1.CompareResponse\x12\x45\n\x08GetModel\x12\x1b.plaudit.v1.GetModelRequest\x1a\x1c.plaudit.v1.GetModelResponse\x12K\n\nListModels\x12\x1d.plaudit.v1.ListModelsRequest\x1a\x1e.plaudit.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREITEM']._serialized_start=64
-  _globals['_SCOREITEM']._serialized_end=199
-  _globals['_SCOREREQUEST']._serialized_start=201
-  _globals['_SCOREREQUEST']._serialized_end=303
-  _globals['_REWARD']._serialized_start=305
-  _globals['_REWARD']._serialized_end=370
-  _globals['_SCORERESULT']._serialized_start=372
-  _globals['_SCORERESULT']._serialized_end=473
-  _globals['_SCORERESPONSE']._serialized_start=475
-  _globals['_SCORERESPONSE']._serialized_end=573
-  _globals['_GETMODELREQUEST']._serialized_start=575
-  _globals['_GETMODELREQUEST']._serialized_end=592
-  _globals['_GETMODELRESPONSE']._serialized_start=595
-  _globals['_GETMODELRESPONSE']._serialized_end=848
-  _globals['_REWARDSERVICE']._serialized_start=851
-  _globals['_REWARDSERVICE']._serialized_end=999
+  _globals['_TRUNCATION']._serialized_start=3251
+  _globals['_TRUNCATION']._serialized_end=3356
+  _globals['_PRIORITY']._serialized_start=3358
+  _globals['_PRIORITY']._serialized_end=3452
+  _globals['_COMBINATION']._serialized_start=3455
+  _globals['_COMBINATION']._serialized_end=3602
+  _globals['_SCOREOPTIONS']._serialized_start=64
+  _globals['_SCOREOPTIONS']._serialized_end=228
+  _globals['_SCOREITEM']._serialized_start=231
+  _globals['_SCOREITEM']._serialized_end=366
+  _globals['_SCOREREQUEST']._serialized_start=369
+  _globals['_SCOREREQUEST']._serialized_end=514
+  _globals['_REWARD']._serialized_start=517
+  _globals['_REWARD']._serialized_end=701
+  _globals['_REWARDCOMPONENT']._serialized_start=703
+  _globals['_REWARDCOMPONENT']._serialized_end=770
+  _globals['_SCORERESULT']._serialized_start=772
+  _globals['_SCORERESULT']._serialized_end=873
+  _globals['_TIMING']._serialized_start=875
+  _globals['_TIMING']._serialized_end=957
+  _globals['_SCORERESPONSE']._serialized_start=960
+  _globals['_SCORERESPONSE']._serialized_end=1094
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1097
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1225
+  _globals['_STREAMITEM']._serialized_start=1227
+  _globals['_STREAMITEM']._serialized_end=1293
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1296
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1437
+  _globals['_STREAMRESULT']._serialized_start=1439
+  _globals['_STREAMRESULT']._serialized_end=1511
+  _globals['_RANKREQUEST']._serialized_start=1514
+  _globals['_RANKREQUEST']._serialized_end=1704
+  _globals['_RANKEDCANDIDATE']._serialized_start=1706
+  _globals['_RANKEDCANDIDATE']._serialized_end=1788
+  _globals['_UNRANKEDCANDIDATE']._serialized_start=1790
+  _globals['_UNRANKEDCANDIDATE']._serialized_end=1862
+  _globals['_RANKRESPONSE']._serialized_start=1865
+  _globals['_RANKRESPONSE']._serialized_end=2050
+  _globals['_COMPAREREQUEST']._serialized_start=2053
+  _globals['_COMPAREREQUEST']._serialized_end=2245
+  _globals['_COMPARERESPONSE']._serialized_start=2248
+  _globals['_COMPARERESPONSE']._serialized_end=2455
+  _globals['_COMPONENTINFO']._serialized_start=2457
+  _globals['_COMPONENTINFO']._serialized_end=2543
+  _globals['_GETMODELREQUEST']._serialized_start=2545
+  _globals['_GETMODELREQUEST']._serialized_end=2576
+  _globals['_GETMODELRESPONSE']._serialized_start=2579
+  _globals['_GETMODELRESPONSE']._serialized_end=3056
+  _globals['_LISTMODELSREQUEST']._serialized_start=3058
+  _globals['_LISTMODELSREQUEST']._serialized_end=3077
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3079
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3140
+  _globals['_LISTEDMODEL']._serialized_start=3142
+  _globals['_LISTEDMODEL']._serialized_end=3249
+  _globals['_REWARDSERVICE']._serialized_start=3605
+  _globals['_REWARDSERVICE']._serialized_end=4041
 # @@protoc_insertion_point(module_scope)

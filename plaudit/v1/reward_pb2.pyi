@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from plaudit.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,136 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Truncation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """As TRUNCATION_ERROR."""
+    TRUNCATION_ERROR: _Truncation.ValueType  # 1
+    """The item has an error and no score."""
+    TRUNCATION_LEFT: _Truncation.ValueType  # 2
+    """The first tokens are cut off. An end-of-sequence token that the model appends is always kept."""
+    TRUNCATION_RIGHT: _Truncation.ValueType  # 3
+    """The last tokens are cut off. An end-of-sequence token that the model appends is always kept."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What happens to an item with more tokens than the model reads."""
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""As TRUNCATION_ERROR."""
+TRUNCATION_ERROR: Truncation.ValueType  # 1
+"""The item has an error and no score."""
+TRUNCATION_LEFT: Truncation.ValueType  # 2
+"""The first tokens are cut off. An end-of-sequence token that the model appends is always kept."""
+TRUNCATION_RIGHT: Truncation.ValueType  # 3
+"""The last tokens are cut off. An end-of-sequence token that the model appends is always kept."""
+Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As PRIORITY_NORMAL."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """A quarter of the normal share: work that may wait."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """The normal share."""
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """Four times the normal share: somebody is waiting."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who goes first when many wait. Callers share a model by the tokens they have had; a caller of a higher
+    priority has a larger share, and none is ever shut out.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As PRIORITY_NORMAL."""
+PRIORITY_LOW: Priority.ValueType  # 1
+"""A quarter of the normal share: work that may wait."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""The normal share."""
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""Four times the normal share: somebody is waiting."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _Combination:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CombinationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combination.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMBINATION_UNSPECIFIED: _Combination.ValueType  # 0
+    """It has only one."""
+    COMBINATION_MEAN: _Combination.ValueType  # 1
+    """Mean of the members' rewards."""
+    COMBINATION_MIN: _Combination.ValueType  # 2
+    """The lowest of the members' rewards (worst-case optimisation, Coste et al. 2024)."""
+    COMBINATION_MEAN_MINUS_STD: _Combination.ValueType  # 3
+    """Mean − deviation_factor × standard deviation of the members' rewards, over the members."""
+    COMBINATION_WEIGHTED_SUM: _Combination.ValueType  # 4
+    """Σ weight × output over the attributes of one model."""
+
+class Combination(_Combination, metaclass=_CombinationEnumTypeWrapper):
+    """How a model makes one reward of several numbers."""
+
+COMBINATION_UNSPECIFIED: Combination.ValueType  # 0
+"""It has only one."""
+COMBINATION_MEAN: Combination.ValueType  # 1
+"""Mean of the members' rewards."""
+COMBINATION_MIN: Combination.ValueType  # 2
+"""The lowest of the members' rewards (worst-case optimisation, Coste et al. 2024)."""
+COMBINATION_MEAN_MINUS_STD: Combination.ValueType  # 3
+"""Mean − deviation_factor × standard deviation of the members' rewards, over the members."""
+COMBINATION_WEIGHTED_SUM: Combination.ValueType  # 4
+"""Σ weight × output over the attributes of one model."""
+Global___Combination: _TypeAlias = Combination  # noqa: Y015
+
+@_typing.final
+class ScoreOptions(_message.Message):
+    """How items are scored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    INCLUDE_COMPONENTS_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Which model, by the name in ListModels; empty for the server's default. NOT_FOUND for any other."""
+    truncation: Global___Truncation.ValueType
+    """What happens to items that are too long."""
+    priority: Global___Priority.ValueType
+    """Share of this call beside other callers'."""
+    include_components: _builtins.bool
+    """Also return every member of an ensemble, or every attribute of a model with several."""
+    deterministic: _builtins.bool
+    """Run this call in batches of its own, never mixed with others, and look nothing up: the same call to the
+    same weights on the same kind of machine then returns the same bits whatever else the server does.
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        priority: Global___Priority.ValueType = ...,
+        include_components: _builtins.bool = ...,
+        deterministic: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deterministic", b"deterministic", "include_components", b"include_components", "model", b"model", "priority", b"priority", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreOptions: _TypeAlias = ScoreOptions  # noqa: Y015
 
 @_typing.final
 class ScoreItem(_message.Message):
@@ -68,13 +199,18 @@ class ScoreRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     ALL_OR_NOTHING_FIELD_NUMBER: _builtins.int
     TOKENIZER_SHA256_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     all_or_nothing: _builtins.bool
-    """Fail the whole call with the first item's error instead of an error per item."""
+    """Fail the whole call, naming every bad item, instead of an error per item."""
     tokenizer_sha256: _builtins.str
     """Digest of the tokenizer that made the token ids; FAILED_PRECONDITION if it isn't the model's."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
         """The items; at least one."""
+
+    @_builtins.property
+    def options(self) -> Global___ScoreOptions:
+        """How to score them."""
 
     def __init__(
         self,
@@ -82,10 +218,11 @@ class ScoreRequest(_message.Message):
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
         all_or_nothing: _builtins.bool = ...,
         tokenizer_sha256: _builtins.str = ...,
+        options: Global___ScoreOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_or_nothing", b"all_or_nothing", "items", b"items", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_or_nothing", b"all_or_nothing", "items", b"items", "options", b"options", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,26 +237,72 @@ class Reward(_message.Message):
     RAW_REWARD_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
     raw_reward: _builtins.float
-    """The model's output as it is."""
+    """The model's output as it is; of an ensemble, its members' rewards combined."""
     reward: _builtins.float
     """(raw_reward − reward_mean) / reward_std of the model; what PPO uses."""
     token_count: _builtins.int
-    """Tokens the model read, padding not counted."""
+    """Tokens the model read, padding not counted; of an ensemble, by the member that read most."""
+    truncated_tokens: _builtins.int
+    """Tokens that were cut off the item; 0 if it was read whole."""
+    truncation: Global___Truncation.ValueType
+    """The side they were cut off; unspecified if the item was read whole."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardComponent]:
+        """Members or attributes in the order of GetModel's components; only if they were asked for."""
+
     def __init__(
         self,
         *,
         raw_reward: _builtins.float = ...,
         reward: _builtins.float = ...,
         token_count: _builtins.int = ...,
+        truncated_tokens: _builtins.int = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        components: _abc.Iterable[Global___RewardComponent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["raw_reward", b"raw_reward", "reward", b"reward", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "raw_reward", b"raw_reward", "reward", b"reward", "token_count", b"token_count", "truncated_tokens", b"truncated_tokens", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reward: _TypeAlias = Reward  # noqa: Y015
+
+@_typing.final
+class RewardComponent(_message.Message):
+    """The part of one ensemble member, or of one attribute, in a score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RAW_REWARD_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the member or the attribute."""
+    raw_reward: _builtins.float
+    """Its output as it is."""
+    reward: _builtins.float
+    """As it enters the combination: normalised by the member's own mean and deviation; an attribute's
+    raw output, since weights apply to it.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        raw_reward: _builtins.float = ...,
+        reward: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "raw_reward", b"raw_reward", "reward", b"reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardComponent: _TypeAlias = RewardComponent  # noqa: Y015
 
 @_typing.final
 class ScoreResult(_message.Message):
@@ -154,6 +337,36 @@ class ScoreResult(_message.Message):
 Global___ScoreResult: _TypeAlias = ScoreResult  # noqa: Y015
 
 @_typing.final
+class Timing(_message.Message):
+    """Where the time went, on the server. The parts follow one another for the item that was done last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENIZE_SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    tokenize_seconds: _builtins.float
+    """Seconds until the items were token ids."""
+    queue_seconds: _builtins.float
+    """Seconds from then until the model began with it."""
+    compute_seconds: _builtins.float
+    """Seconds that the model took for the batch."""
+    def __init__(
+        self,
+        *,
+        tokenize_seconds: _builtins.float = ...,
+        queue_seconds: _builtins.float = ...,
+        compute_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_seconds", b"compute_seconds", "queue_seconds", b"queue_seconds", "tokenize_seconds", b"tokenize_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
+
+@_typing.final
 class ScoreResponse(_message.Message):
     """The results, aligned with the request's items."""
 
@@ -161,6 +374,7 @@ class ScoreResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreResult]:
         """One per item."""
@@ -169,19 +383,442 @@ class ScoreResponse(_message.Message):
     def model(self) -> _types_pb2.ModelVersion:
         """The model that scored."""
 
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """Where the time went."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___ScoreResult] | None = ...,
         model: _types_pb2.ModelVersion | None = ...,
+        timing: Global___Timing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ScoreStreamRequest(_message.Message):
+    """Some items of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_SHA256_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    tokenizer_sha256: _builtins.str
+    """Digest of the tokenizer that made the token ids; counts in the first message only."""
+    @_builtins.property
+    def options(self) -> Global___ScoreOptions:
+        """How to score all items of the stream; counts in the first message only."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamItem]:
+        """The items; several in a message travel faster."""
+
+    def __init__(
+        self,
+        *,
+        options: Global___ScoreOptions | None = ...,
+        tokenizer_sha256: _builtins.str = ...,
+        items: _abc.Iterable[Global___StreamItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "options", b"options", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamRequest: _TypeAlias = ScoreStreamRequest  # noqa: Y015
+
+@_typing.final
+class StreamItem(_message.Message):
+    """One item of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """The caller's name for it, which its result carries; not that of another item in flight."""
+    @_builtins.property
+    def item(self) -> Global___ScoreItem:
+        """What to score."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        item: Global___ScoreItem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "item_id", b"item_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamItem: _TypeAlias = StreamItem  # noqa: Y015
+
+@_typing.final
+class ScoreStreamResponse(_message.Message):
+    """Results that are done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamResult]:
+        """At least one."""
+
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """The model that scored them."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """Where the time of the last of them went."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___StreamResult] | None = ...,
+        model: _types_pb2.ModelVersion | None = ...,
+        timing: Global___Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamResponse: _TypeAlias = ScoreStreamResponse  # noqa: Y015
+
+@_typing.final
+class StreamResult(_message.Message):
+    """The result of one item of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """The caller's name for the item."""
+    @_builtins.property
+    def result(self) -> Global___ScoreResult:
+        """Its score, or why there is none; field paths begin at the StreamItem, such as "item.pair.response"."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        result: Global___ScoreResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamResult: _TypeAlias = StreamResult  # noqa: Y015
+
+@_typing.final
+class RankRequest(_message.Message):
+    """Asks for the order of responses to one prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    TOP_N_FIELD_NUMBER: _builtins.int
+    ALL_OR_NOTHING_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Plain text."""
+    top_n: _builtins.int
+    """Return only so many of the best; absent for all."""
+    all_or_nothing: _builtins.bool
+    """Fail the whole call, naming every bad candidate, instead of an error per candidate."""
+    @_builtins.property
+    def chat(self) -> _types_pb2.Chat:
+        """A conversation; each candidate becomes the assistant's next turn."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The responses; at least one."""
+
+    @_builtins.property
+    def options(self) -> Global___ScoreOptions:
+        """How to score them."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chat: _types_pb2.Chat | None = ...,
+        candidates: _abc.Iterable[_builtins.str] | None = ...,
+        top_n: _builtins.int | None = ...,
+        all_or_nothing: _builtins.bool = ...,
+        options: Global___ScoreOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "chat", b"chat", "options", b"options", "prompt", b"prompt", "text", b"text", "top_n", b"top_n"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "all_or_nothing", b"all_or_nothing", "candidates", b"candidates", "chat", b"chat", "options", b"options", "prompt", b"prompt", "text", b"text", "top_n", b"top_n"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_n: _TypeAlias = _typing.Literal["top_n"]  # noqa: Y015
+    _WhichOneofArgType__top_n: _TypeAlias = _typing.Literal["_top_n", b"_top_n"]  # noqa: Y015
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n) -> _WhichOneofReturnType__top_n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___RankRequest: _TypeAlias = RankRequest  # noqa: Y015
+
+@_typing.final
+class RankedCandidate(_message.Message):
+    """One candidate in the order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the request's candidates, from 0."""
+    rank: _builtins.int
+    """1 for the best. Candidates of equal reward share a rank, and the one after k of them ranks k lower."""
+    @_builtins.property
+    def reward(self) -> Global___Reward:
+        """Its score."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        rank: _builtins.int = ...,
+        reward: Global___Reward | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "rank", b"rank", "reward", b"reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedCandidate: _TypeAlias = RankedCandidate  # noqa: Y015
+
+@_typing.final
+class UnrankedCandidate(_message.Message):
+    """A candidate that has no score and so no rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the request's candidates, from 0."""
+    @_builtins.property
+    def error(self) -> _types_pb2.ItemError:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        error: _types_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnrankedCandidate: _TypeAlias = UnrankedCandidate  # noqa: Y015
+
+@_typing.final
+class RankResponse(_message.Message):
+    """The order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKED_FIELD_NUMBER: _builtins.int
+    UNRANKED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ranked(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedCandidate]:
+        """Best first, equals in the order of the request; at most top_n."""
+
+    @_builtins.property
+    def unranked(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnrankedCandidate]:
+        """Those that have no score, in the order of the request."""
+
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """The model that scored."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        ranked: _abc.Iterable[Global___RankedCandidate] | None = ...,
+        unranked: _abc.Iterable[Global___UnrankedCandidate] | None = ...,
+        model: _types_pb2.ModelVersion | None = ...,
+        timing: Global___Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "ranked", b"ranked", "timing", b"timing", "unranked", b"unranked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankResponse: _TypeAlias = RankResponse  # noqa: Y015
+
+@_typing.final
+class CompareRequest(_message.Message):
+    """Asks which of two responses to one prompt is preferred."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Plain text."""
+    first: _builtins.str
+    """One response."""
+    second: _builtins.str
+    """The other."""
+    temperature: _builtins.float
+    """Divides the difference of raw rewards; above 0. Absent: the model's own."""
+    @_builtins.property
+    def chat(self) -> _types_pb2.Chat:
+        """A conversation; each response becomes the assistant's next turn."""
+
+    @_builtins.property
+    def options(self) -> Global___ScoreOptions:
+        """How to score them."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chat: _types_pb2.Chat | None = ...,
+        first: _builtins.str = ...,
+        second: _builtins.str = ...,
+        temperature: _builtins.float | None = ...,
+        options: Global___ScoreOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "chat", b"chat", "options", b"options", "prompt", b"prompt", "temperature", b"temperature", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "chat", b"chat", "first", b"first", "options", b"options", "prompt", b"prompt", "second", b"second", "temperature", b"temperature", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class CompareResponse(_message.Message):
+    """The comparison."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """P(first is preferred) = 1 / (1 + exp(−(first.raw_reward − second.raw_reward) / temperature))."""
+    temperature: _builtins.float
+    """The temperature that was used."""
+    @_builtins.property
+    def first(self) -> Global___Reward:
+        """Score of the first response."""
+
+    @_builtins.property
+    def second(self) -> Global___Reward:
+        """Score of the second response."""
+
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """The model that scored."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        probability: _builtins.float = ...,
+        temperature: _builtins.float = ...,
+        first: Global___Reward | None = ...,
+        second: Global___Reward | None = ...,
+        model: _types_pb2.ModelVersion | None = ...,
+        timing: Global___Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "model", b"model", "second", b"second", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "model", b"model", "probability", b"probability", "second", b"second", "temperature", b"temperature", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class ComponentInfo(_message.Message):
+    """A member of an ensemble, or an attribute of a model with several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    weight: _builtins.float
+    """What its output is multiplied by in a weighted sum; 1 in an ensemble."""
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """The member's own weights; absent for an attribute."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        model: _types_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentInfo: _TypeAlias = ComponentInfo  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -189,12 +826,17 @@ class GetModelRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Which model, by the name in ListModels; empty for the server's default. NOT_FOUND for any other."""
     def __init__(
         self,
+        *,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,25 +856,52 @@ class GetModelResponse(_message.Message):
     REWARD_STD_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STREAM_WINDOW_FIELD_NUMBER: _builtins.int
+    COMPARE_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    COMBINATION_FIELD_NUMBER: _builtins.int
+    DEVIATION_FACTOR_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     dtype: _types_pb2.DataType.ValueType
-    """Data type the weights are served in."""
+    """Data type the weights are served in; of an ensemble, its first member's."""
     vocabulary_size: _builtins.int
-    """Rows of the model's embedding: ids are below this."""
+    """Rows of the model's embedding: ids are below this. Of an ensemble, its smallest."""
     context_length: _builtins.int
-    """Most tokens of an item."""
+    """Most tokens of an item; of an ensemble, its shortest member's."""
     reward_mean: _builtins.float
     """Mean that is taken off the raw reward; 0 if the model has none."""
     reward_std: _builtins.float
     """What the difference is divided by; 1 if the model has none."""
     has_chat_template: _builtins.bool
     """Whether chat items are accepted."""
+    name: _builtins.str
+    """The model's name on this server."""
+    stream_window: _builtins.int
+    """Most items that one stream may have in flight."""
+    compare_temperature: _builtins.float
+    """Temperature that Compare uses unless told otherwise."""
+    combination: Global___Combination.ValueType
+    """How the components make one reward."""
+    deviation_factor: _builtins.float
+    """The k of COMBINATION_MEAN_MINUS_STD; 0 otherwise."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelVersion:
-        """The loaded weights."""
+        """The loaded weights. Of an ensemble, weights_sha256 is a digest over its members' and its rule, and
+        tokenizer_sha256 is empty where the members' tokenizers differ: token ids are then refused.
+        """
 
     @_builtins.property
     def limits(self) -> _types_pb2.CallLimits:
-        """How much one Score call may carry."""
+        """How much one Score, Rank or Compare call, or one message of a stream, may carry."""
+
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentInfo]:
+        """Members of an ensemble, attributes of a model with several; none for a plain model."""
+
+    @_builtins.property
+    def queue(self) -> _types_pb2.QueueDepth:
+        """What waits or is being scored now; of an ensemble, its members' together."""
 
     def __init__(
         self,
@@ -245,11 +914,93 @@ class GetModelResponse(_message.Message):
         reward_std: _builtins.float = ...,
         has_chat_template: _builtins.bool = ...,
         limits: _types_pb2.CallLimits | None = ...,
+        name: _builtins.str = ...,
+        stream_window: _builtins.int = ...,
+        compare_temperature: _builtins.float = ...,
+        combination: Global___Combination.ValueType = ...,
+        deviation_factor: _builtins.float = ...,
+        components: _abc.Iterable[Global___ComponentInfo] | None = ...,
+        queue: _types_pb2.QueueDepth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "has_chat_template", b"has_chat_template", "limits", b"limits", "model", b"model", "reward_mean", b"reward_mean", "reward_std", b"reward_std", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "compare_temperature", b"compare_temperature", "components", b"components", "context_length", b"context_length", "deviation_factor", b"deviation_factor", "dtype", b"dtype", "has_chat_template", b"has_chat_template", "limits", b"limits", "model", b"model", "name", b"name", "queue", b"queue", "reward_mean", b"reward_mean", "reward_std", b"reward_std", "stream_window", b"stream_window", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    """Asks which models there are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    """The models of this server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedModel]:
+        """In the order of the server's configuration; the first is the default."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ListedModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ListedModel(_message.Message):
+    """One model of the server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name to ask for it by."""
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """Its loaded weights."""
+
+    @_builtins.property
+    def queue(self) -> _types_pb2.QueueDepth:
+        """What waits or is being scored now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _types_pb2.ModelVersion | None = ...,
+        queue: _types_pb2.QueueDepth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedModel: _TypeAlias = ListedModel  # noqa: Y015

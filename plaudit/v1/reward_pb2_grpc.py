@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RewardServiceStub:
-    """Scores responses.
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own.
     """
 
     def __init__(self, channel):
@@ -40,15 +40,35 @@ class RewardServiceStub:
                 request_serializer=plaudit_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/plaudit.v1.RewardService/ScoreStream',
+                request_serializer=plaudit_dot_v1_dot_reward__pb2.ScoreStreamRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_reward__pb2.ScoreStreamResponse.FromString,
+                _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/plaudit.v1.RewardService/Rank',
+                request_serializer=plaudit_dot_v1_dot_reward__pb2.RankRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_reward__pb2.RankResponse.FromString,
+                _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/plaudit.v1.RewardService/Compare',
+                request_serializer=plaudit_dot_v1_dot_reward__pb2.CompareRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_reward__pb2.CompareResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/plaudit.v1.RewardService/GetModel',
                 request_serializer=plaudit_dot_v1_dot_reward__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_reward__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/plaudit.v1.RewardService/ListModels',
+                request_serializer=plaudit_dot_v1_dot_reward__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_reward__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class RewardServiceServicer:
-    """Scores responses.
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own.
     """
 
     def Score(self, request, context):
@@ -58,8 +78,39 @@ class RewardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreStream(self, request_iterator, context):
+        """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
+        The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
+        or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rank(self, request, context):
+        """Orders the responses to one prompt, best first. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """How probably people prefer one response to another, by the model's rewards (Bradley and Terry 1952).
+        Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
-        """Describes the reward model that is loaded.
+        """Describes one reward model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Names the models that this server has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,10 +124,30 @@ def add_RewardServiceServicer_to_server(servicer, server):
                     request_deserializer=plaudit_dot_v1_dot_reward__pb2.ScoreRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_reward__pb2.ScoreResponse.SerializeToString,
             ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=plaudit_dot_v1_dot_reward__pb2.ScoreStreamRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_reward__pb2.ScoreStreamResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=plaudit_dot_v1_dot_reward__pb2.RankRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_reward__pb2.RankResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=plaudit_dot_v1_dot_reward__pb2.CompareRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_reward__pb2.CompareResponse.SerializeToString,
+            ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=plaudit_dot_v1_dot_reward__pb2.GetModelRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_reward__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=plaudit_dot_v1_dot_reward__pb2.ListModelsRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_reward__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,7 +158,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Scores responses.
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own.
     """
 
     @staticmethod
@@ -118,6 +189,87 @@ class RewardService:
             _registered_method=True)
 
     @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/plaudit.v1.RewardService/ScoreStream',
+            plaudit_dot_v1_dot_reward__pb2.ScoreStreamRequest.SerializeToString,
+            plaudit_dot_v1_dot_reward__pb2.ScoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.RewardService/Rank',
+            plaudit_dot_v1_dot_reward__pb2.RankRequest.SerializeToString,
+            plaudit_dot_v1_dot_reward__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.RewardService/Compare',
+            plaudit_dot_v1_dot_reward__pb2.CompareRequest.SerializeToString,
+            plaudit_dot_v1_dot_reward__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetModel(request,
             target,
             options=(),
@@ -134,6 +286,33 @@ class RewardService:
             '/plaudit.v1.RewardService/GetModel',
             plaudit_dot_v1_dot_reward__pb2.GetModelRequest.SerializeToString,
             plaudit_dot_v1_dot_reward__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.RewardService/ListModels',
+            plaudit_dot_v1_dot_reward__pb2.ListModelsRequest.SerializeToString,
+            plaudit_dot_v1_dot_reward__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RewardServiceStub:
-    """Scores responses."""
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,21 +35,47 @@ class RewardServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RewardServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]
     """Scores a batch of items; a bad item has an error of its own and its neighbours have theirs. Idempotent."""
+    ScoreStream: _grpc.StreamStreamMultiCallable[_reward_pb2.ScoreStreamRequest, _reward_pb2.ScoreStreamResponse]
+    """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
+    The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
+    or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+    """
+    Rank: _grpc.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]
+    """Orders the responses to one prompt, best first. Idempotent."""
+    Compare: _grpc.UnaryUnaryMultiCallable[_reward_pb2.CompareRequest, _reward_pb2.CompareResponse]
+    """How probably people prefer one response to another, by the model's rewards (Bradley and Terry 1952).
+    Idempotent.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_reward_pb2.GetModelRequest, _reward_pb2.GetModelResponse]
-    """Describes the reward model that is loaded."""
+    """Describes one reward model."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ListModelsRequest, _reward_pb2.ListModelsResponse]
+    """Names the models that this server has."""
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
-    """Scores responses."""
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores a batch of items; a bad item has an error of its own and its neighbours have theirs. Idempotent."""
+    ScoreStream: _aio.StreamStreamMultiCallable[_reward_pb2.ScoreStreamRequest, _reward_pb2.ScoreStreamResponse]  # type: ignore[assignment]
+    """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
+    The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
+    or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+    """
+    Rank: _aio.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]  # type: ignore[assignment]
+    """Orders the responses to one prompt, best first. Idempotent."""
+    Compare: _aio.UnaryUnaryMultiCallable[_reward_pb2.CompareRequest, _reward_pb2.CompareResponse]  # type: ignore[assignment]
+    """How probably people prefer one response to another, by the model's rewards (Bradley and Terry 1952).
+    Idempotent.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_reward_pb2.GetModelRequest, _reward_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Describes the reward model that is loaded."""
+    """Describes one reward model."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_reward_pb2.ListModelsRequest, _reward_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Names the models that this server has."""
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Scores responses."""
+    """Scores responses. One server may hold several models by name, each with a queue and a version of its own."""
 
     @_abc_1.abstractmethod
     def Score(
@@ -60,11 +86,48 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Scores a batch of items; a bad item has an error of its own and its neighbours have theirs. Idempotent."""
 
     @_abc_1.abstractmethod
+    def ScoreStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_reward_pb2.ScoreStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reward_pb2.ScoreStreamResponse], _abc.AsyncIterator[_reward_pb2.ScoreStreamResponse]]:
+        """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
+        The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
+        or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+        """
+
+    @_abc_1.abstractmethod
+    def Rank(
+        self,
+        request: _reward_pb2.RankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reward_pb2.RankResponse, _abc.Awaitable[_reward_pb2.RankResponse]]:
+        """Orders the responses to one prompt, best first. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _reward_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reward_pb2.CompareResponse, _abc.Awaitable[_reward_pb2.CompareResponse]]:
+        """How probably people prefer one response to another, by the model's rewards (Bradley and Terry 1952).
+        Idempotent.
+        """
+
+    @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _reward_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.GetModelResponse, _abc.Awaitable[_reward_pb2.GetModelResponse]]:
-        """Describes the reward model that is loaded."""
+        """Describes one reward model."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _reward_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reward_pb2.ListModelsResponse, _abc.Awaitable[_reward_pb2.ListModelsResponse]]:
+        """Names the models that this server has."""
 
 def add_RewardServiceServicer_to_server(servicer: RewardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

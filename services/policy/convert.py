@@ -11,6 +11,7 @@ from services.batching import CallLimits
 from services.errors import InvalidInput, Violation
 from services.policy.interface import Engine, Generated, GenerationRequest, ModelFacts, Version
 from services.rpc import convert
+from services.rpc.metrics import Queue
 
 MOST_VIOLATIONS = 8
 """Enough to see what is wrong with a batch."""
@@ -68,7 +69,7 @@ def generate_response(
 
 
 def get_policy_response(
-    facts: ModelFacts, version: Version, limits: CallLimits
+    facts: ModelFacts, version: Version, limits: CallLimits, queue: Queue
 ) -> policy_pb2.GetPolicyResponse:
     """All there is to know about the policy."""
     return policy_pb2.GetPolicyResponse(
@@ -82,6 +83,7 @@ def get_policy_response(
         chat_template_sha256=facts.chat_template_sha256,
         swap_modes=[policy_pb2.SWAP_MODE_IN_PLACE, policy_pb2.SWAP_MODE_DRAIN],
         limits=convert.call_limits(limits),
+        queue=convert.queue_depth(queue),
     )
 
 

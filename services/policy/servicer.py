@@ -33,4 +33,4 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> policy_pb2.GetPolicyResponse:
         """Describes the policy and the weights that are loaded."""
         engine = self._plane.engine
-        return convert.get_policy_response(engine.facts, engine.version, self._plane.limits)
+        return convert.get_policy_response(engine.facts, engine.version, self._plane.limits, engine.queue)

@@ -9,6 +9,7 @@ from services.batching import CallLimits
 from services.errors import InvalidInput, Violation
 from services.reference.items import Item, ModelFacts
 from services.rpc import convert
+from services.rpc.metrics import Queue
 
 MOST_VIOLATIONS = 8
 """Enough to see what is wrong with a batch."""
@@ -36,7 +37,9 @@ def compute_logprobs_response(
     )
 
 
-def get_reference_response(facts: ModelFacts, limits: CallLimits) -> reference_pb2.GetReferenceResponse:
+def get_reference_response(
+    facts: ModelFacts, limits: CallLimits, queue: Queue
+) -> reference_pb2.GetReferenceResponse:
     """All there is to know about the model."""
     return reference_pb2.GetReferenceResponse(
         model=model_version(facts),
@@ -44,6 +47,7 @@ def get_reference_response(facts: ModelFacts, limits: CallLimits) -> reference_p
         vocabulary_size=facts.vocabulary_size,
         context_length=facts.context_length,
         limits=convert.call_limits(limits),
+        queue=convert.queue_depth(queue),
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from services.batching import WAITING_CALLS, Batcher, CallLimits
+from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits
 from services.compute import ComputeThread
 from services.reference.items import Engine, Item, ModelFacts
 
@@ -37,12 +37,12 @@ class ReferenceDataPlane:
         """Ends the thread."""
         await self._computing.close()
 
-    async def logprobs(self, items: Sequence[Item], deadline: float | None = None) -> list[list[float]]:
+    async def logprobs(self, items: Sequence[Item], caller: Caller) -> list[list[float]]:
         """One list per item, of one call: they share a temperature.
 
         Raises Overloaded, TooLate, and ArithmeticError where the model's output is no number.
         """
-        rows = await self.batcher.submit(items, [len(item.ids) for item in items], deadline)
+        rows = await self.batcher.submit(items, [len(item.ids) for item in items], caller)
         for index, row in enumerate(rows):
             if not all(map(math.isfinite, row)):
                 raise ArithmeticError(f"log-probabilities of sequence {index} are not finite")

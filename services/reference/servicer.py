@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from plaudit.v1 import reference_pb2, reference_pb2_grpc
+from services.batching import Caller
 from services.reference import convert
 from services.reference.dataplane import ReferenceDataPlane
 from services.reference.metrics import ReferenceMetrics
-from services.rpc.calls import deadline_of
+from services.rpc.calls import caller_of, deadline_of
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -25,7 +26,8 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         """Log-probabilities of each sequence from its start on."""
         facts = self._plane.facts
         items = convert.items(request, facts, self._plane.limits)
-        rows = await self._plane.logprobs(items, deadline_of(context))
+        caller = Caller(caller_of(context), deadline=deadline_of(context))
+        rows = await self._plane.logprobs(items, caller)
         self._metrics.count(items)
         return convert.compute_logprobs_response(rows, facts)
 
@@ -33,4 +35,4 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         self, request: reference_pb2.GetReferenceRequest, context: "Context"
     ) -> reference_pb2.GetReferenceResponse:
         """Describes the model."""
-        return convert.get_reference_response(self._plane.facts, self._plane.limits)
+        return convert.get_reference_response(self._plane.facts, self._plane.limits, self._plane.batcher)

@@ -4,4 +4,6 @@ from services.reward.service import reward_service
 from services.rpc.command import run_service
 
 if __name__ == "__main__":
-    run_service("reward", 50052, reward_service)
+    run_service(
+        "reward", 50052, reward_service, "Hugging Face folder or hub id, or a .toml file of several models."
+    )

@@ -1,42 +1,77 @@
-"""From items to scores: tokenise, batch by length, score; asyncio, without gRPC and protos."""
+"""One network with its queue: from items to scores; asyncio, without gRPC and protos."""
 
+import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 
 from lm.errors import InputError
-from services.batching import WAITING_CALLS, Batcher, CallLimits
+from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits, Done
 from services.compute import ComputeThread
-from services.errors import InvalidInput, ServiceError
-from services.reward.items import Engine, Item, ModelFacts, Score, ScoreNotFinite
+from services.errors import InvalidInput
+from services.reward.config import ModelSpec
+from services.reward.interface import Answer, Combination, ComponentFacts, Options, Outcome, Pending, Timing
+from services.reward.items import Component, Encoded, Engine, Item, ModelFacts, Score, ScoreNotFinite
 
-Outcome = Score | InputError | ServiceError | ScoreNotFinite
-"""What becomes of one item."""
+Outputs = tuple[float, ...]
+"""What the network says of an item: one number per attribute."""
 
 
-class RewardDataPlane:
-    """Owns the engine and the two threads that use it: one tokenises, one computes."""
+class PlainModel:
+    """Owns an engine and the two threads that use it: one tokenises, one computes."""
 
-    def __init__(self, load_engine: Callable[[], Engine], limits: CallLimits) -> None:
-        self.limits = limits
+    deviation_factor = 0.0
+
+    def __init__(self, spec: ModelSpec, load_engine: Callable[[], Engine], limits: CallLimits) -> None:
+        self.name = spec.name
+        self.compare_temperature = spec.compare_temperature
+        self._spec = spec
+        self._limits = limits
         self._load_engine = load_engine
-        self._tokenizing = ComputeThread("reward-tokenizer")
-        self._computing = ComputeThread("reward-compute")
+        self._tokenizing = ComputeThread(f"{spec.name}-tokenizer")
+        self._computing = ComputeThread(f"{spec.name}-compute")
         self._engine: Engine
-        self.batcher: Batcher[list[int], float]
+        self._weights: tuple[float, ...]
+        self.batcher: Batcher[Encoded, Outputs]
 
     @property
     def facts(self) -> ModelFacts:
         """The loaded model."""
         return self._engine.facts
 
+    @property
+    def combination(self) -> Combination:
+        """Attributes, where there are several, are summed by weight."""
+        return "weighted_sum" if self.components else ""
+
+    @property
+    def components(self) -> tuple[ComponentFacts, ...]:
+        """The attributes, where there are several."""
+        names = self.facts.attributes
+        if len(names) == 1:
+            return ()
+        return tuple(ComponentFacts(name, weight) for name, weight in zip(names, self._weights, strict=True))
+
+    @property
+    def waiting_items(self) -> int:
+        """Items that wait or run."""
+        return self.batcher.waiting_items
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens."""
+        return self.batcher.waiting_tokens
+
     async def load(self) -> None:
-        """Loads the engine in the compute thread; raises what loading raises."""
+        """Loads the engine in the compute thread; raises what loading raises, and InputError for weights."""
         self._engine = await self._computing.run(self._load_engine)
+        self._weights = self._spec.attribute_weights(self.facts.attributes)
         self.batcher = Batcher(
             self._run_batch,
             token_budget=self._engine.token_budget,
-            max_items=WAITING_CALLS * self.limits.max_items,
-            max_tokens=WAITING_CALLS * self.limits.max_tokens,
+            max_items=WAITING_CALLS * self._limits.max_items,
+            max_tokens=WAITING_CALLS * self._limits.max_tokens,
+            cache_items=self._spec.cache_items,
         )
 
     async def close(self) -> None:
@@ -44,42 +79,65 @@ class RewardDataPlane:
         await self._tokenizing.close()
         await self._computing.close()
 
-    async def score(
-        self, items: Sequence[Item | InvalidInput], deadline: float | None = None
-    ) -> list[Outcome]:
-        """One outcome per item, in order; an item that came as an error stays one.
+    async def begin(
+        self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options
+    ) -> list[Pending]:
+        """As RewardModel.begin."""
+        since = time.perf_counter()
+        encoded = await self._tokenizing.run(
+            self._encode_all, items, fields, options.truncation, deadline=options.deadline
+        )
+        seconds = time.perf_counter() - since
+        sequences = [one for one in encoded if isinstance(one, Encoded)]
+        futures = iter(self._put(sequences, options))
 
-        Raises InvalidInput if the items have too many tokens together, Overloaded, TooLate.
-        """
-        encoded = await self._tokenizing.run(self._encode_all, items, deadline=deadline)
-        sequences = [ids for ids in encoded if isinstance(ids, list)]
-        lengths = [len(ids) for ids in sequences]
-        if sum(lengths) > self.limits.max_tokens:
+        def pending(one: Encoded | Outcome) -> Pending:
+            if not isinstance(one, Encoded):
+                return Pending.done(Answer(one, Timing(tokenize=seconds)))
+            return Pending(next(futures), lambda done: self._answer(one, done, seconds))
+
+        return [pending(one) for one in encoded]
+
+    async def wait_for_room(self, items: int) -> None:
+        """As RewardModel.wait_for_room."""
+        await self.batcher.wait_for_room(items)
+
+    def _put(self, sequences: Sequence[Encoded], options: Options) -> "list[asyncio.Future[Done[Outputs]]]":
+        lengths = [len(one.ids) for one in sequences]
+        if sum(lengths) > self._limits.max_tokens:
             raise InvalidInput.at(
-                "items", f"hold {sum(lengths)} tokens, a call at most {self.limits.max_tokens}; split it"
+                "items", f"hold {sum(lengths)} tokens, a call at most {self._limits.max_tokens}; split it"
             )
-        scores = iter(await self.batcher.submit(sequences, lengths, deadline))
-        return [self._outcome(ids, next(scores)) if isinstance(ids, list) else ids for ids in encoded]
+        caller = Caller(options.caller, options.weight, options.deadline)
+        keys = None if options.deterministic else [(one.ids, one.type_ids) for one in sequences]
+        return self.batcher.put(sequences, lengths, caller, keys)
 
-    async def _run_batch(self, sequences: Sequence[list[int]], deadline: float | None) -> list[float]:
-        return await self._computing.run(self._engine.score, list(sequences), deadline=deadline)
+    async def _run_batch(self, batch: Sequence[Encoded], deadline: float | None) -> list[Outputs]:
+        return await self._computing.run(self._engine.score, list(batch), deadline=deadline)
 
     def _encode_all(
-        self, items: Sequence[Item | InvalidInput]
-    ) -> list[list[int] | InputError | InvalidInput]:
-        return [self._encode(item, f"items[{index}]") for index, item in enumerate(items)]
+        self, items: Sequence[Item | InvalidInput], fields: Sequence[str], truncation: str
+    ) -> list[Encoded | InputError | InvalidInput]:
+        return [self._encode(*pair, truncation) for pair in zip(items, fields, strict=True)]
 
-    def _encode(self, item: Item | InvalidInput, field: str) -> list[int] | InputError | InvalidInput:
+    def _encode(
+        self, item: Item | InvalidInput, field: str, truncation: str
+    ) -> Encoded | InputError | InvalidInput:
         if isinstance(item, InvalidInput):
             return item
         try:
-            return self._engine.encode(item, field)
+            return self._engine.encode(item, field, truncation)
         except InputError as error:
             return error
 
-    def _outcome(self, ids: list[int], raw: float) -> Score | ScoreNotFinite:
-        facts = self.facts
+    def _answer(self, one: Encoded, done: Done[Outputs], tokenize_seconds: float) -> Answer:
+        timing = Timing(done.queue_seconds, done.compute_seconds, tokenize_seconds)
+        facts, outputs = self.facts, done.value
+        raw = math.fsum(weight * output for weight, output in zip(self._weights, outputs, strict=True))
         reward = (raw - facts.reward_mean) / facts.reward_std
         if not math.isfinite(reward):
-            return ScoreNotFinite(f"the model's score is {raw}; there is no reward for this item")
-        return Score(raw, reward, len(ids))
+            return Answer(ScoreNotFinite(f"the model's score is {raw}; this item has no reward"), timing)
+        named = zip(facts.attributes, outputs, strict=True) if len(outputs) > 1 else ()
+        parts = tuple(Component(name, output, output) for name, output in named)
+        score = Score(raw, reward, len(one.ids), one.truncated_tokens, one.truncation, parts)
+        return Answer(score, timing)

@@ -1,28 +1,31 @@
 """The reward model itself: items to ids, ids to raw scores. Torch, but neither gRPC nor protos."""
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
 
 from lm.digests import WeightsDigest, effective_tensors
-from lm.errors import InputError, ModelLoadError
+from lm.errors import InputError
 from lm.loading import load_reward_model
 from lm.placement import DTYPE_NAMES, apply_threads, choose_placement
-from lm.rewards import is_decoder, sequence_scores
-from lm.tokenizer import encode_chat, encode_pair, tokenizer_sha256
+from lm.rewards import choose_reader, one_by_one
+from lm.tokenizer import Tokens, encode_chat, plain_tokens, tokenize_pair, tokenizer_sha256
+from lm.truncation import cut
 from services.batching import TOKEN_BUDGETS
-from services.reward.items import Chat, Ids, Item, ModelFacts, Pair
+from services.reward.items import Chat, Encoded, Ids, Item, ModelFacts, Pair
 
 
 class RewardEngine:
-    """A decoder reward model in `AutoModelForSequenceClassification(num_labels=1)` format."""
+    """A reward model in `AutoModelForSequenceClassification` format: decoder or encoder, any `num_labels`."""
 
     def __init__(self, model_id: str, device: str = "auto", dtype: str = "auto", threads: int = 0) -> None:
         """Loads the model. Raises InputError for a wrong placement, ModelLoadError for a wrong model."""
         placement = choose_placement(device, dtype, threads)
         apply_threads(placement)
-        self._loaded = loaded = load_reward_model(model_id, placement)
-        if not is_decoder(loaded.model):
-            kind = loaded.model.config.model_type
-            raise ModelLoadError(f"{model_id}: {kind!r} is an encoder; only decoder reward models are served")
+        self._loaded = loaded = load_reward_model(model_id, placement, outputs=None)
+        self._read = choose_reader(loaded.model)
+        alone = "; items one by one, since a batch would change their scores" * (self._read is one_by_one)
         self.token_budget = TOKEN_BUDGETS.get(placement.device.type, TOKEN_BUDGETS["cpu"])
         self.facts = ModelFacts(
             model_id=model_id,
@@ -34,33 +37,42 @@ class RewardEngine:
             reward_mean=loaded.reward_mean,
             reward_std=loaded.reward_std,
             has_chat_template=bool(loaded.tokenizer.chat_template),
-            placement=str(placement),
+            placement=f"{placement}{alone}",
+            attributes=loaded.attributes,
         )
 
-    def encode(self, item: Item, field: str) -> list[int]:
-        """Ids the model reads; nothing is ever cut off. Raises InputError with paths below `field`."""
-        ids = self._ids(item, field)
+    def encode(self, item: Item, field: str, truncation: str = "error") -> Encoded:
+        """What the model reads of an item; see services.reward.items.Engine."""
+        tokens = self._tokens(item, field)
         limit = self.facts.context_length
-        if len(ids) > limit:
-            raise InputError(field, f"has {len(ids)} tokens, the model reads at most {limit}; shorten it")
-        return ids
+        if not tokens.ids:
+            raise InputError(field, "has no tokens; send a text that the model can read")
+        if len(tokens.ids) <= limit:
+            return self._encoded(tokens)
+        if truncation == "error":
+            count = f"has {len(tokens.ids)} tokens, the model reads at most {limit}"
+            raise InputError(field, f"{count}; shorten it, or ask for truncation")
+        side: Literal["left", "right"] = "left" if truncation == "left" else "right"
+        kept = cut(self._keeping_eos(tokens), limit, side)
+        lost = len(tokens.ids) - len(kept.ids)
+        return replace(self._encoded(kept), truncated_tokens=lost, truncation=side)
 
     @torch.inference_mode()
-    def score(self, sequences: list[list[int]]) -> list[float]:
-        """Raw scores of one batch."""
-        scores: list[float] = sequence_scores(self._loaded.model, sequences).tolist()
-        return scores
+    def score(self, batch: list[Encoded]) -> list[tuple[float, ...]]:
+        """The raw outputs of each item of one batch."""
+        ids, types = [item.ids for item in batch], [item.type_ids for item in batch]
+        return [tuple(row) for row in self._read(self._loaded.model, ids, types).tolist()]
 
-    def _ids(self, item: Item, field: str) -> list[int]:
-        tokenizer = self._loaded.tokenizer
+    def _tokens(self, item: Item, field: str) -> Tokens:
+        loaded = self._loaded
         match item:
             case Pair(prompt, response):
-                return encode_pair(
-                    tokenizer,
+                return tokenize_pair(
+                    loaded.tokenizer,
                     prompt,
                     response,
-                    pair_format=self._loaded.pair_format,
-                    append_eos=self._loaded.append_eos,
+                    pair_format=loaded.pair_format,
+                    append_eos=loaded.append_eos,
                     field=f"{field}.pair",
                 )
             case Chat(messages):
@@ -69,15 +81,29 @@ class RewardEngine:
                     raise InputError(
                         f"{path}[{len(messages) - 1}].content", "is empty; send the turn to judge"
                     )
-                return encode_chat(tokenizer, messages, add_generation_prompt=False, field=path)
+                return plain_tokens(
+                    encode_chat(loaded.tokenizer, messages, add_generation_prompt=False, field=path)
+                )
             case Ids(ids):
-                return self._check_ids(ids, f"{field}.token_ids.ids")
+                self._check_ids(ids, f"{field}.token_ids")
+                return plain_tokens(ids)
 
-    def _check_ids(self, ids: list[int], path: str) -> list[int]:
+    def _check_ids(self, ids: list[int], path: str) -> None:
+        if self._loaded.reads_types or self._read is one_by_one:
+            raise InputError(path, "lack what the model's tokenizer adds to a text; send a pair")
         if not ids:
-            raise InputError(path, "is empty; send the ids of prompt and response")
+            raise InputError(f"{path}.ids", "is empty; send the ids of prompt and response")
         size = self.facts.vocabulary_size
         wrong = next((index for index, id_ in enumerate(ids) if not 0 <= id_ < size), None)
         if wrong is not None:
-            raise InputError(f"{path}[{wrong}]", f"is {ids[wrong]}, the vocabulary ends at {size - 1}")
-        return ids
+            raise InputError(f"{path}.ids[{wrong}]", f"is {ids[wrong]}, the vocabulary ends at {size - 1}")
+
+    def _keeping_eos(self, tokens: Tokens) -> Tokens:
+        """With the EOS that the model is read at out of a cut's reach, whoever put it there."""
+        if not self._loaded.append_eos or tokens.ids[-1] != self._loaded.tokenizer.eos_token_id:
+            return tokens
+        return replace(tokens, segments=[*tokens.segments[:-1], None])
+
+    def _encoded(self, tokens: Tokens) -> Encoded:
+        types = tokens.type_ids if self._loaded.reads_types else None
+        return Encoded(tuple(tokens.ids), None if types is None else tuple(types))

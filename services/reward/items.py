@@ -1,7 +1,7 @@
 """The reward service's own words: no torch, no gRPC, no protos."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,29 @@ Item = Pair | Chat | Ids
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An item as the model reads it, without padding."""
+
+    ids: tuple[int, ...]
+    type_ids: tuple[int, ...] | None = None
+    """Token types of a text pair, for the models that have them."""
+    truncated_tokens: int = 0
+    """Tokens that were cut off."""
+    truncation: Literal["left", "right"] | None = None
+    """The side they were cut off; None if nothing was."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """The part of one ensemble member, or of one attribute, in a score."""
+
+    name: str
+    raw_reward: float
+    reward: float
+    """As it enters the combination."""
+
+
+@dataclass(frozen=True)
 class Score:
     """What the model says of one item."""
 
@@ -37,6 +60,10 @@ class Score:
     reward: float
     """(raw_reward − mean) / std of the model."""
     token_count: int
+    truncated_tokens: int = 0
+    truncation: Literal["left", "right"] | None = None
+    components: tuple[Component, ...] = ()
+    """Members of an ensemble or attributes of a model with several; none for a plain model."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,8 @@ class ModelFacts:
     has_chat_template: bool
     placement: str
     """Where it runs and why, in words."""
+    attributes: tuple[str, ...] = ("reward",)
+    """Names of the model's H outputs."""
 
 
 class ScoreNotFinite(Exception):
@@ -67,10 +96,14 @@ class Engine(Protocol):
     token_budget: int
     """Padded tokens that a batch should have at most."""
 
-    def encode(self, item: Item, field: str) -> list[int]:
-        """Ids the model reads, 1 to context_length of them. Raises InputError with paths below `field`."""
+    def encode(self, item: Item, field: str, truncation: str = "error") -> Encoded:
+        """Ids the model reads, 1 to context_length of them.
+
+        `truncation` is what happens to more: "error", or the side that is cut off, "left" or "right".
+        Raises InputError with paths below `field`.
+        """
         ...
 
-    def score(self, sequences: list[list[int]]) -> list[float]:
-        """Raw scores of one batch."""
+    def score(self, batch: list[Encoded]) -> list[tuple[float, ...]]:
+        """The H raw outputs of each item of one batch, in the order of `facts.attributes`."""
         ...

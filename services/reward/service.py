@@ -1,14 +1,20 @@
-"""The reward service put together: engine, data plane, servicer, metrics."""
+"""The reward service put together: models, servicer, metrics."""
 
 from collections.abc import Callable
 
+from grpc import aio
+
 from plaudit.v1 import reward_pb2_grpc
 from services.batching import CallLimits
-from services.reward.dataplane import RewardDataPlane
-from services.reward.items import Engine
+from services.oip import open_inference_pb2_grpc
+from services.reward import oip
+from services.reward.config import ModelSpec, model_specs
+from services.reward.items import Engine, ModelFacts
 from services.reward.metrics import RewardMetrics
+from services.reward.models import RewardModels
 from services.reward.servicer import RewardServicer
 from services.rpc.command import ModelOptions
+from services.rpc.interceptors import Readiness
 from services.rpc.server import ServerMetrics, Service
 
 FULL_NAME = "plaudit.v1.RewardService"
@@ -17,32 +23,46 @@ FULL_NAME = "plaudit.v1.RewardService"
 def reward_service(
     options: ModelOptions,
     limits: CallLimits | None = None,
-    load_engine: Callable[[ModelOptions], Engine] | None = None,
+    load_engine: Callable[[ModelSpec], Engine] | None = None,
 ) -> Service:
-    """The service, nothing loaded yet."""
+    """The service, nothing loaded yet. Raises InputError for a wrong file of models."""
     metrics = ServerMetrics()
-    make_engine = load_engine or _load_engine
-    plane = RewardDataPlane(lambda: make_engine(options), limits or CallLimits())
-    servicer = RewardServicer(plane, RewardMetrics(metrics.registry))
+    reward_metrics = RewardMetrics(metrics.registry)
+    models = RewardModels(model_specs(options), load_engine or _load_engine, limits or CallLimits())
+    readiness = Readiness(oip.ALWAYS)
+
+    def register(server: aio.Server) -> None:
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(
+            RewardServicer(models, reward_metrics, readiness), server
+        )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            oip.OpenInferenceServicer(models, reward_metrics, readiness), server
+        )
 
     async def load() -> str:
-        await plane.load()
-        facts = plane.facts
-        metrics.set_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
-        metrics.watch_queue("reward", plane.batcher)
-        return f"reward: {facts.model_id}, {facts.placement}, context {facts.context_length}"
+        await models.load()
+        for network in models.networks:
+            facts = network.facts
+            metrics.add_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
+            reward_metrics.watch(network)
+        return "\n".join(f"{name}: {_line(models.get(name).facts)}" for name in models.names)
 
     return Service(
         name="reward",
-        full_names=(FULL_NAME,),
-        register=lambda server: reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server),
+        full_names=(FULL_NAME, oip.FULL_NAME),
+        register=register,
         load=load,
-        drain=plane.close,
+        drain=models.close,
         metrics=metrics,
+        readiness=readiness,
     )
 
 
-def _load_engine(options: ModelOptions) -> Engine:
+def _line(facts: ModelFacts) -> str:
+    return f"{facts.model_id}, {facts.placement}, context {facts.context_length}"
+
+
+def _load_engine(spec: ModelSpec) -> Engine:
     from services.reward.engine import RewardEngine  # brings torch: after the port is bound
 
-    return RewardEngine(options.model, options.device, options.dtype, options.threads)
+    return RewardEngine(spec.path, spec.device, spec.dtype, spec.threads)

@@ -1,39 +1,119 @@
 """plaudit.v1.RewardService: each method is convert, work, convert."""
 
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from plaudit.v1 import reward_pb2, reward_pb2_grpc
-from services.reward import convert
-from services.reward.dataplane import RewardDataPlane
-from services.reward.items import Score
+from services.reward import answers, convert
+from services.reward.interface import Options, Scored, score
+from services.reward.items import Item
 from services.reward.metrics import RewardMetrics
-from services.rpc.calls import deadline_of
+from services.reward.models import RewardModels
+from services.reward.ranking import preference
+from services.reward.stream import ScoreStreamCall
+from services.rpc.calls import caller_of, deadline_of
+from services.rpc.interceptors import Readiness
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
-    """Scores responses; called only when the model is loaded."""
+    """Scores responses; called only when the models are loaded."""
 
-    def __init__(self, plane: RewardDataPlane, metrics: RewardMetrics) -> None:
-        self._plane = plane
+    def __init__(self, models: RewardModels, metrics: RewardMetrics, readiness: Readiness) -> None:
+        self._models = models
         self._metrics = metrics
+        self._readiness = readiness
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: "Context") -> reward_pb2.ScoreResponse:
         """Scores items; each has a score or an error of its own."""
-        facts = self._plane.facts
-        items = convert.items(request, facts, self._plane.limits)
-        outcomes = await self._plane.score(items, deadline_of(context))
-        self._metrics.count(outcomes)
+        model = self._models.get(request.options.model)
+        items = convert.items(request, model.facts, self._models.limits)
+        fields = [f"items[{index}]" for index in range(len(items))]
+        scored = await score(model, items, fields, _options(request.options, context))
+        self._metrics.count(scored.outcomes)
         if request.all_or_nothing:
-            for outcome in outcomes:
-                if not isinstance(outcome, Score):
-                    raise outcome
-        return convert.score_response(outcomes, facts)
+            answers.all_scores(scored.outcomes)
+        with_components = request.options.include_components
+        return reward_pb2.ScoreResponse(
+            results=[answers.result(outcome, with_components) for outcome in scored.outcomes],
+            model=answers.model_version(model.facts),
+            timing=answers.timing(scored.timing),
+        )
+
+    async def ScoreStream(
+        self, request_iterator: AsyncIterator[reward_pb2.ScoreStreamRequest], context: "Context"
+    ) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
+        """Scores items as they come, and answers each as soon as it is done."""
+        call = ScoreStreamCall(
+            self._models,
+            lambda options: _options(options, context),
+            self._metrics.count,
+            self._readiness.closing,
+        )
+        async for response in call.run(request_iterator):
+            yield response
+
+    async def Rank(self, request: reward_pb2.RankRequest, context: "Context") -> reward_pb2.RankResponse:
+        """Orders the responses to one prompt."""
+        model = self._models.get(request.options.model)
+        items = convert.rank_items(request, self._models.limits)
+        fields = [f"candidates[{index}]" for index in range(len(items))]
+        scored = await self._score_responses(request, items, fields, context)
+        if request.all_or_nothing:
+            answers.all_scores(scored.outcomes)
+        response = reward_pb2.RankResponse(
+            model=answers.model_version(model.facts), timing=answers.timing(scored.timing)
+        )
+        top_n = request.top_n if request.HasField("top_n") else None
+        answers.ranked(response, scored.outcomes, top_n, request.options.include_components)
+        return response
+
+    async def Compare(
+        self, request: reward_pb2.CompareRequest, context: "Context"
+    ) -> reward_pb2.CompareResponse:
+        """Says how probably the first response is preferred to the second."""
+        model = self._models.get(request.options.model)
+        temperature = convert.temperature(request, model.compare_temperature)
+        items = convert.compare_items(request)
+        scored = await self._score_responses(request, items, ("first", "second"), context)
+        first, second = answers.all_scores(scored.outcomes)
+        with_components = request.options.include_components
+        return reward_pb2.CompareResponse(
+            probability=preference(first.raw_reward, second.raw_reward, temperature),
+            temperature=temperature,
+            first=answers.reward(first, with_components),
+            second=answers.reward(second, with_components),
+            model=answers.model_version(model.facts),
+            timing=answers.timing(scored.timing),
+        )
 
     async def GetModel(
         self, request: reward_pb2.GetModelRequest, context: "Context"
     ) -> reward_pb2.GetModelResponse:
-        """Describes the model."""
-        return convert.get_model_response(self._plane.facts, self._plane.limits)
+        """Describes a model."""
+        return answers.get_model_response(self._models.get(request.name), self._models.limits)
+
+    async def ListModels(
+        self, request: reward_pb2.ListModelsRequest, context: "Context"
+    ) -> reward_pb2.ListModelsResponse:
+        """Names the models."""
+        return answers.list_models_response(self._models.all)
+
+    async def _score_responses(
+        self,
+        request: reward_pb2.RankRequest | reward_pb2.CompareRequest,
+        items: Sequence[Item],
+        fields: Sequence[str],
+        context: "Context",
+    ) -> Scored:
+        model = self._models.get(request.options.model)
+        scored = await score(model, items, fields, _options(request.options, context))
+        self._metrics.count(scored.outcomes)
+        outcomes = answers.outside_paths(scored.outcomes, fields, len(request.chat.messages))
+        return Scored(outcomes, scored.timing)
+
+
+def _options(message: reward_pb2.ScoreOptions, context: "Context") -> Options:
+    return convert.options(message, caller_of(context), deadline_of(context))

@@ -22,6 +22,9 @@ _KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
     (True, True): ("bidi_stream", "stream_stream", grpc.stream_stream_rpc_method_handler),
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+CALLER_KEY = "x-plaudit-caller"
+MAX_CALLER = 200
+"""Characters of a caller's name that count."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Call:
 
     def code(self, error: BaseException | None) -> grpc.StatusCode:
         """How the call ended, given what its handler raised."""
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter in a handler that yields
             remaining = self.context.time_remaining()
             # The client's clock may run out a little before ours.
             expired = remaining is not None and remaining <= 0.01
@@ -59,6 +62,14 @@ def deadline_of(context: "Context") -> float | None:
     """The `time.monotonic()` at which the caller gives up; None if it never does."""
     remaining = context.time_remaining()  # None at runtime without a deadline, whatever its annotation says
     return None if remaining is None else time.monotonic() + remaining
+
+
+def caller_of(context: "Context") -> str:
+    """Whose call it is, for sharing fairly: the name in x-plaudit-caller, else the connection."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CALLER_KEY and isinstance(value, str) and value:
+            return value[:MAX_CALLER]
+    return str(context.peer())
 
 
 class CallInterceptor(aio.ServerInterceptor):

@@ -10,8 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from lm.errors import InputError
 from services.rpc.logs import configure_logging
 from services.rpc.server import EXIT_OPTIONS, ServerOptions, Service, serve
+
+MODEL_HELP = "Hugging Face folder or hub id."
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class ModelOptions:
     threads: int = 0
 
 
-def run_service(name: str, default_port: int, build: Callable[[ModelOptions], Service]) -> NoReturn:
+def run_service(
+    name: str, default_port: int, build: Callable[[ModelOptions], Service], model_help: str = MODEL_HELP
+) -> NoReturn:
     """Parses the command line, serves what `build` returns, and ends the process.
 
     `build` neither imports torch nor loads anything: the service's `load` does, in its thread.
     """
-    code = run_command(name, default_port, build, sys.argv[1:])
+    code = run_command(name, default_port, build, sys.argv[1:], model_help)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -38,12 +43,16 @@ def run_service(name: str, default_port: int, build: Callable[[ModelOptions], Se
 
 
 def run_command(
-    name: str, default_port: int, build: Callable[[ModelOptions], Service], arguments: Sequence[str]
+    name: str,
+    default_port: int,
+    build: Callable[[ModelOptions], Service],
+    arguments: Sequence[str],
+    model_help: str = MODEL_HELP,
 ) -> int:
     """The exit code of a command line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(help=f"Serves a {name} model over gRPC. Where PLAUDIT_TOKEN is set, calls must carry it.")(
-        _command(default_port, build)
+        _command(default_port, build, model_help)
     )
     try:
         app(list(arguments), prog_name=f"python -m services.{name}")
@@ -52,9 +61,11 @@ def run_command(
     return 0
 
 
-def _command(default_port: int, build: Callable[[ModelOptions], Service]) -> Callable[..., None]:
+def _command(
+    default_port: int, build: Callable[[ModelOptions], Service], model_help: str
+) -> Callable[..., None]:
     def main(
-        model: Annotated[str, typer.Option(help="Hugging Face folder or hub id.")],
+        model: Annotated[str, typer.Option(help=model_help)],
         address: Annotated[
             str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one and prints it.")
         ] = f"127.0.0.1:{default_port}",
@@ -80,7 +91,11 @@ def _command(default_port: int, build: Callable[[ModelOptions], Service]) -> Cal
         configure_logging(log_format)
         # Spinning OpenMP threads of several services on one machine make each other 12-23 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        service = build(ModelOptions(model, device, dtype, threads))
+        try:
+            service = build(ModelOptions(model, device, dtype, threads))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(EXIT_OPTIONS) from None
         raise typer.Exit(asyncio.run(serve(service, options)))
 
     return main

@@ -3,6 +3,7 @@
 from plaudit.v1 import types_pb2
 from services.batching import CallLimits
 from services.rpc import status
+from services.rpc.metrics import Queue
 from services.rpc.options import MAX_MESSAGE_BYTES
 
 _DATA_TYPES = {
@@ -20,6 +21,11 @@ def call_limits(limits: CallLimits) -> types_pb2.CallLimits:
         max_tokens=limits.max_tokens,
         max_message_bytes=MAX_MESSAGE_BYTES,
     )
+
+
+def queue_depth(queue: Queue) -> types_pb2.QueueDepth:
+    """The message of how much waits."""
+    return types_pb2.QueueDepth(items=queue.waiting_items, tokens=queue.waiting_tokens)
 
 
 def data_type(name: str) -> types_pb2.DataType.ValueType:

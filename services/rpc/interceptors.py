@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import grpc
@@ -116,11 +116,20 @@ class BearerToken(CallInterceptor):
 class Readiness(CallInterceptor):
     """Turns calls away while the server loads or drains, and knows how many are in flight."""
 
-    def __init__(self) -> None:
+    def __init__(self, always: Collection[str] = ()) -> None:
+        """`always`: methods ("SERVICE/METHOD") that only tell about the server: they answer in any state."""
+        self._always = always
         self._refusal: str | None = "the model is loading"
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.closing = asyncio.Event()
+        """Set once no call is admitted any more: long ones should come to an end."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are admitted."""
+        return self._refusal is None
 
     def open(self) -> None:
         """Admits calls from now on."""
@@ -129,6 +138,7 @@ class Readiness(CallInterceptor):
     def close(self, reason: str) -> None:
         """Turns calls away from now on; those in flight go on."""
         self._refusal = reason
+        self.closing.set()
 
     async def wait_idle(self) -> None:
         """Returns when no call is in flight."""
@@ -137,7 +147,7 @@ class Readiness(CallInterceptor):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         """Raises NotServing, or counts the call in and out."""
-        if call.service.startswith(STANDARD):
+        if call.service.startswith(STANDARD) or f"{call.service}/{call.method}" in self._always:
             yield
             return
         if self._refusal is not None:

@@ -29,11 +29,26 @@ _MODEL = ("model_id", "run_id", "weights_sha256", "tokenizer_sha256", "dtype")
 disable_created_metrics()  # a second series for each counter that nobody reads
 
 
+def release() -> str:
+    """Plaudit's version; "unknown" in a checkout that isn't installed."""
+    try:
+        return version("plaudit")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 class Queue(Protocol):
     """Something that knows how much waits in it."""
 
-    waiting_items: int
-    waiting_tokens: int
+    @property
+    def waiting_items(self) -> int:
+        """Items that wait or run."""
+        ...
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens."""
+        ...
 
 
 class ServerMetrics:
@@ -84,8 +99,14 @@ class ServerMetrics:
     ) -> None:
         """Says which weights serve from now on."""
         self._model.clear()
-        self._model.labels(model_id, run_id, weights_sha256, tokenizer_sha256, dtype).set(1)
+        self.add_model(model_id, weights_sha256, tokenizer_sha256, dtype, run_id=run_id)
         self._step.set(step)
+
+    def add_model(
+        self, model_id: str, weights_sha256: str, tokenizer_sha256: str, dtype: str, *, run_id: str = ""
+    ) -> None:
+        """Says that these weights serve beside those named before."""
+        self._model.labels(model_id, run_id, weights_sha256, tokenizer_sha256, dtype).set(1)
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Exports what `read` returns at each scrape; `read` runs in the scraper's thread."""
@@ -104,13 +125,9 @@ class ServerMetrics:
             self.lag.observe(max(0.0, time.monotonic() - due))
 
     def _build_info(self) -> None:
-        try:
-            release = version("plaudit")
-        except PackageNotFoundError:
-            release = "unknown"
         labels = ("version", "python", "grpc")
         info = Gauge("plaudit_build_info", "1, with versions as labels.", labels, registry=self.registry)
-        info.labels(release, platform.python_version(), grpc.__version__).set(1)
+        info.labels(release(), platform.python_version(), grpc.__version__).set(1)
 
 
 class MetricsEndpoint:

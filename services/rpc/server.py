@@ -76,6 +76,8 @@ class Service:
     drain: Callable[[], Awaitable[None]] = _nothing
     """Stops threads and tasks; called once no call is in flight, and only if `load` had returned."""
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    readiness: Readiness = field(default_factory=Readiness)
+    """Turns calls away until `load` has returned; given by services that have a say of their own in it."""
 
 
 class PortTaken(Exception):
@@ -88,7 +90,7 @@ class RunningServer:
     def __init__(self, service: Service, options: ServerOptions) -> None:
         self._service = service
         self._options = options
-        self._readiness = Readiness()
+        self._readiness = service.readiness
         self._health = Health(service.full_names)
         self._server = self._build()
         self._tasks: list[asyncio.Task[None]] = []

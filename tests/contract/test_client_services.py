@@ -1,14 +1,12 @@
 """The clients against the real services: plain values go in and come out, and errors name their fields."""
 
-import asyncio
 import contextlib
-import inspect
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from lm.digests import WeightsDigest, effective_tensors, tensor_bytes
 from lm.loading import load_causal_lm
@@ -24,12 +22,10 @@ from plaudit import (
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
-    ItemFailure,
     NotFound,
     PolicyClient,
     PushManifest,
     ReferenceClient,
-    Reward,
     RewardClient,
     TensorSpec,
     TrainerClient,
@@ -49,43 +45,6 @@ from trainer.board import Board
 from trainer.servicer import FULL_NAME, TrainerServicer
 
 CPU = choose_placement("cpu", "float32", 1)
-
-
-class Blocking:
-    """An async client behind the calls of a sync one, so that each test runs on both."""
-
-    def __init__(self, client):
-        self._client = client
-        self._runner = asyncio.Runner()
-
-    def __getattr__(self, name):
-        method = getattr(self._client, name)
-        if not inspect.iscoroutinefunction(method):
-            return method
-        return lambda *arguments, **named: self._runner.run(method(*arguments, **named))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-
-@pytest.fixture(params=["sync", "async"])
-def connect(request):
-    """connect(sync class, async class, address, …) → one of the two, as a sync client."""
-    with contextlib.ExitStack() as stack:
-
-        def make(blocking, awaited, address, **options):
-            client = (
-                blocking(address, **options)
-                if request.param == "sync"
-                else Blocking(awaited(address, **options))
-            )
-            return stack.enter_context(client)
-
-        yield make
 
 
 def options(folder):
@@ -171,38 +130,6 @@ def test_infos(policy, reference, reward, tiny_policy):
     model = reward.get_model()
     assert (model.reward_mean, model.reward_std) == (0.25, 2.0)
     assert model.model.tokenizer_sha256 == facts.model.tokenizer_sha256
-
-
-def test_scores_are_the_models_own(policy, reward, tiny_reward):
-    ids = list(policy.generate(["the film"], max_new_tokens=1).prompt_token_ids[0])
-    digest = reward.get_model().model.tokenizer_sha256
-    (result,) = reward.score([ids], tokenizer_sha256=digest)
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_reward)
-    with torch.no_grad():
-        raw = model(torch.tensor([ids])).logits.item()
-    assert isinstance(result, Reward)
-    assert result.raw_reward == pytest.approx(raw, abs=1e-5)
-    assert result.reward == pytest.approx((raw - 0.25) / 2.0, abs=1e-5)
-    assert result.token_count == len(ids)
-
-
-def test_a_bad_item_does_not_spoil_its_neighbours(reward):
-    items = [("the film", " is good"), ("", ""), Chat([("user", "Good?"), ("assistant", "Yes.")])]
-    good, bad, chat = reward.score(items)
-    assert isinstance(good, Reward)
-    assert isinstance(chat, Reward)
-    assert isinstance(bad, ItemFailure)
-    assert bad.code == "INVALID_ARGUMENT"
-    assert bad.violations[0].field.startswith("items[1]")
-    with pytest.raises(InvalidArgument) as caught:
-        reward.score(items, all_or_nothing=True)
-    assert caught.value.violations[0].field.startswith("items[1]")
-
-
-def test_ids_of_another_tokenizer(reward):
-    with pytest.raises(FailedPrecondition) as caught:
-        reward.score([[1, 2, 3]], tokenizer_sha256="0" * 64)
-    assert caught.value.preconditions
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,19 @@ def test_it_asks_for_light_things_only(wheel):
     archive = zipfile.ZipFile(wheel)
     (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
     lines = archive.read(metadata).decode().splitlines()
-    required = {
-        line.split()[1].split(">")[0].split("<")[0] for line in lines if line.startswith("Requires-Dist:")
+    required = [Requirement(line.split(":", 1)[1]) for line in lines if line.startswith("Requires-Dist:")]
+    assert {each.name for each in required if not each.marker} == {
+        "grpcio",
+        "grpcio-status",
+        "grpcio-health-checking",
+        "grpcio-reflection",
+        "protobuf",
+        "numpy",
+        "typer",
     }
-    assert required == {"grpcio", "grpcio-status", "protobuf", "numpy", "typer"}
+    assert {each.name: str(each.marker) for each in required if each.marker} == {
+        "pyarrow": 'extra == "parquet"'
+    }
 
 
 def needed(requirements, found):
@@ -126,6 +135,16 @@ def test_the_command_in_a_bare_environment(bare):
 def test_the_bare_environment_is_bare(bare):
     assert not (bare / "torch").exists()
     assert not (bare / "services").exists()
+
+
+def test_all_that_it_brings_is_at_most_120_megabytes(bare):
+    """Compiled, as pip leaves it."""
+    (info,) = bare.glob("plaudit-*.dist-info")
+    brought = [distribution(name) for name in needed(PathDistribution(info).requires, set())]
+    files = {file.locate() for each in brought for file in each.files}
+    own = sum(path.stat().st_size for path in bare.glob("plaudit/**/*") if path.is_file())
+    total = own + sum(Path(file).stat().st_size for file in files if Path(file).is_file())
+    assert total <= 120_000_000
 
 
 def test_every_dependency_is_pinned_for_the_tests():

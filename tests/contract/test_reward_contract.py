@@ -9,63 +9,17 @@ import grpc
 import pytest
 import torch
 from google.rpc import error_details_pb2
-from grpc import aio
 from grpc_status import rpc_status
+from reward_server import GOOD, chat, ids, options, pair, serving, violations
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from plaudit.v1 import reward_pb2, reward_pb2_grpc, types_pb2
+from plaudit.v1 import reward_pb2, types_pb2
 from services.batching import CallLimits
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
 from services.rpc.command import ModelOptions
-from services.rpc.server import start_server
 
-GOOD = reward_pb2.ScoreItem(pair=types_pb2.TextPair(prompt="the film is", response=" good"))
-
-
-def options(folder):
-    return ModelOptions(str(folder), dtype="float32", threads=1)
-
-
-def pair(prompt, response):
-    return reward_pb2.ScoreItem(pair=types_pb2.TextPair(prompt=prompt, response=response))
-
-
-def chat(*turns):
-    messages = [types_pb2.ChatMessage(role=role, content=content) for role, content in turns]
-    return reward_pb2.ScoreItem(chat=types_pb2.Chat(messages=messages))
-
-
-def ids(*values):
-    return reward_pb2.ScoreItem(token_ids=types_pb2.TokenIds(ids=values))
-
-
-class Client:
-    """The stub, with what tests ask for again and again."""
-
-    def __init__(self, channel):
-        self.stub = reward_pb2_grpc.RewardServiceStub(channel)
-
-    async def score(self, *items, within=30, **fields):
-        return await self.stub.Score(reward_pb2.ScoreRequest(items=items, **fields), timeout=within)
-
-    async def model(self):
-        return await self.stub.GetModel(reward_pb2.GetModelRequest())
-
-    async def refused(self, *items, **fields):
-        with pytest.raises(aio.AioRpcError) as caught:
-            await self.score(*items, **fields)
-        return caught.value
-
-    async def still_serves(self):
-        assert (await self.score(GOOD)).results[0].WhichOneof("result") == "reward"
-
-
-async def serving(service):
-    async with start_server(service) as server:
-        await server.wait_ready()
-        async with aio.insecure_channel(server.address) as channel:
-            yield Client(channel)
+ALONE = reward_pb2.ScoreOptions(deterministic=True)
 
 
 @pytest.fixture
@@ -78,12 +32,6 @@ async def client(tiny_reward):
 async def foreign(foreign_reward):
     async for made in serving(reward_service(options(foreign_reward))):
         yield made
-
-
-def violations(error):
-    found = error_details_pb2.BadRequest()
-    assert rpc_status.from_call(error).details[0].Unpack(found)
-    return [(field.field, field.description) for field in found.field_violations]
 
 
 def hugging_face_score(folder, token_ids):
@@ -203,12 +151,12 @@ async def test_a_bad_item_is_named_and_its_neighbours_are_scored(client, bad, fi
 
 
 @pytest.mark.parametrize(("bad", "field", "words"), BAD_ITEMS.values(), ids=BAD_ITEMS.keys())
-async def test_all_or_nothing_fails_the_call_with_the_first_bad_item(client, bad, field, words):
+async def test_all_or_nothing_fails_the_call_with_every_bad_item(client, bad, field, words):
     digest = (await client.model()).model.tokenizer_sha256
     error = await client.refused(GOOD, bad, ids(), tokenizer_sha256=digest, all_or_nothing=True)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    ((found, description),) = violations(error)
-    assert found == field
+    (found, description), (other, _) = violations(error)
+    assert (found, other) == (field, "items[2].token_ids.ids")
     assert words in description
     await client.still_serves()
 
@@ -292,8 +240,8 @@ def engine(tiny_reward):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 async def test_a_score_that_is_no_number_is_an_error_of_its_item(engine, value):
-    def score(sequences):
-        return [value if len(ids) == 3 else 1.5 for ids in sequences]
+    def score(batch):
+        return [(value if len(one.ids) == 3 else 1.5,) for one in batch]
 
     service = reward_service(ModelOptions("odd"), load_engine=lambda _: Odd(engine, score))
     async for client in serving(service):
@@ -311,10 +259,10 @@ async def test_an_engine_that_fails_is_internal_and_the_next_call_is_served(engi
     broken = threading.Event()
     broken.set()
 
-    def score(sequences):
+    def score(batch):
         if broken.is_set():
             raise RuntimeError("out of memory at 0x7f")
-        return engine.score(sequences)
+        return engine.score(batch)
 
     async for client in serving(reward_service(ModelOptions("m"), load_engine=lambda _: Odd(engine, score))):
         error = await client.refused(GOOD)
@@ -326,39 +274,43 @@ async def test_an_engine_that_fails_is_internal_and_the_next_call_is_served(engi
 
 async def test_rewards_are_normalised_in_float64(engine):
     facts = replace(engine.facts, reward_mean=1e8, reward_std=1.0)
-    odd = Odd(engine, lambda sequences: [1e8 + 0.5] * len(sequences))
+    odd = Odd(engine, lambda batch: [(1e8 + 0.5,)] * len(batch))
     odd.facts = facts
     async for client in serving(reward_service(ModelOptions("m"), load_engine=lambda _: odd)):
         assert (await client.score(GOOD)).results[0].reward.reward == 0.5
 
 
+def waiting(service):
+    return service.metrics.registry.get_sample_value("plaudit_reward_waiting_items", {"model": "reward"})
+
+
 async def test_more_than_may_wait_is_turned_away_and_a_passed_deadline_never_runs(engine):
     started, opened, runs = threading.Event(), threading.Event(), []
 
-    def score(sequences):
+    def score(batch):
         started.set()
         opened.wait()
-        runs.append(len(sequences))
-        return [1.0] * len(sequences)
+        runs.append(len(batch))
+        return [(1.0,)] * len(batch)
 
     limits = CallLimits(max_items=1)
     service = reward_service(ModelOptions("m"), limits, lambda _: Odd(engine, score))
     async for client in serving(service):
-        calls = [asyncio.create_task(client.score(GOOD))]
+        calls = [asyncio.create_task(client.score(GOOD, options=ALONE))]
         assert await asyncio.to_thread(started.wait, 10)
-        calls += [asyncio.create_task(client.score(GOOD)) for _ in range(3)]
+        calls += [asyncio.create_task(client.score(GOOD, options=ALONE)) for _ in range(3)]
         try:
             async with asyncio.timeout(10):
-                while service.metrics.registry.get_sample_value("plaudit_reward_waiting_items") < 4:  # noqa: ASYNC110
+                while waiting(service) < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
-            error = await client.refused(GOOD)
+            error = await client.refused(GOOD, options=ALONE)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
             calls.pop().cancel()
             async with asyncio.timeout(10):
-                while service.metrics.registry.get_sample_value("plaudit_reward_waiting_items") > 3:  # noqa: ASYNC110
+                while waiting(service) > 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
-            late = await client.refused(GOOD, within=0.1)
+            late = await client.refused(GOOD, options=ALONE, within=0.1)
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         finally:
             opened.set()
@@ -376,7 +328,9 @@ async def test_what_was_scored_is_counted(tiny_reward):
     assert sample("plaudit_reward_items_total", {"result": "scored"}) == 2
     assert sample("plaudit_reward_items_total", {"result": "error"}) == 1
     assert sample("plaudit_reward_tokens_total") == 4
-    assert sample("plaudit_reward_waiting_items") == sample("plaudit_reward_waiting_tokens") == 0
+    model = {"model": "reward"}
+    assert sample("plaudit_reward_waiting_items", model) == 0
+    assert sample("plaudit_reward_waiting_tokens", model) == 0
     labels = {"model_id": str(tiny_reward), "dtype": "float32", "run_id": ""}
     infos = [m.samples for m in service.metrics.registry.collect() if m.name == "plaudit_model_info"]
     assert labels.items() <= infos[0][0].labels.items()

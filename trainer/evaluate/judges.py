@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import torch
 
-from lm.errors import InputError
+from lm.errors import InputError, ModelLoadError
 from lm.loading import LoadedReward, load_reward_model
 from lm.placement import Placement
-from lm.rewards import sequence_scores
+from lm.rewards import is_decoder, sequence_scores
 from lm.tokenizer import encode_chat, encode_pair, tokenizer_sha256
 from plaudit.clients import Chat, RewardClient
-from plaudit.clients.data import Reward, Scorable
+from plaudit.clients.data import Scorable
+from plaudit.clients.data_reward import Reward
 from plaudit.clients.errors import PlauditError
 from trainer.errors import ServiceUnreachable
 from trainer.evaluate.config import JudgeSection
@@ -54,7 +55,13 @@ def _load(section: JudgeSection, placement: Placement, key: str) -> Judge:
         return plugin_judge(section.plugin, section.options)
     if section.reward is not None:
         return service_judge(RewardClient(section.reward), f"{key}.reward")
-    return model_judge(load_reward_model(section.path or "", placement))
+    loaded = load_reward_model(section.path or "", placement)
+    if not is_decoder(loaded.model):
+        raise ModelLoadError(
+            f"{loaded.model_id}: is an encoder; serve it with `python -m services.reward` and name its "
+            f"address in {key}.reward"
+        )
+    return model_judge(loaded)
 
 
 def plugin_judge(reference: str, options: Mapping[str, object]) -> Judge:
@@ -86,7 +93,7 @@ def service_judge(client: RewardClient, key: str) -> Judge:
         for rows in batches([len(sample.ids) for sample in samples], info.limits):
             items = [_item(samples[row], in_ids) for row in rows]
             with _naming(key):
-                results = client.score(items, tokenizer_sha256=digest).results
+                results = client.score(items, tokenizer_sha256=digest, deterministic=True).results
             scores += [result.reward if isinstance(result, Reward) else None for result in results]
         return scores
 

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from plaudit.clients import PolicyClient, ReferenceClient, RewardClient, WeightsClient
-from plaudit.clients.data import CallLimits, ModelVersion, PolicyInfo, ReferenceInfo, RewardInfo
+from plaudit.clients.data import CallLimits, ModelVersion, PolicyInfo, ReferenceInfo
+from plaudit.clients.data_reward import RewardInfo
 from plaudit.clients.errors import PlauditError
 from trainer.errors import ConfigError, ServiceUnreachable
 from trainer.ppo.patience import Endpoint, Patience

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from plaudit.clients import ReferenceClient, RewardClient
-from plaudit.clients.data import Chat, ModelVersion, ReferenceInfo, Reward, RewardInfo, Scorable
+from plaudit.clients.data import Chat, ModelVersion, ReferenceInfo, Scorable
+from plaudit.clients.data_reward import Reward, RewardInfo
 from plaudit.clients.errors import ItemFailure
 from trainer.ppo.batches import batches
 from trainer.ppo.patience import Endpoint, Patience
@@ -67,7 +68,8 @@ class RemoteReward:
 
     def _ask(self, items: Sequence[Scorable]) -> Sequence[Reward | ItemFailure]:
         digest = self._tokenizer_sha256 if self.form == "ids" else ""
-        ask = partial(self._client.score, items, tokenizer_sha256=digest)
+        # Batches of its own: a run's bits must not hang on who else asks.
+        ask = partial(self._client.score, items, tokenizer_sha256=digest, deterministic=True)
         scores = self._patience.call(self._endpoint, ask)
         check_same_model(self._endpoint, self._info.model, scores.model)
         return scores.results

@@ -31,6 +31,13 @@ SCORED = reward_pb2.ScoreResponse(
 )
 
 
+HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 @dataclass
 class Heard:
     """One call as the server saw it."""
@@ -45,7 +52,7 @@ class Heard:
 class Script:
     """What a server does: the behaviours of each method in turn, the last one again and again.
 
-    A behaviour is the response, or a function of (request, context).
+    A behaviour is the response, or a function of (request, context); of (requests, context) for a stream.
     """
 
     behaviours: dict[str, list]
@@ -89,11 +96,7 @@ class Script:
         def run(request, context):
             return self.run(method.name, request, context)
 
-        kind = (
-            grpc.stream_unary_rpc_method_handler
-            if method.client_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+        kind = HANDLERS[method.client_streaming, method.server_streaming]
         return kind(run, method.input_type._concrete_class.FromString, lambda m: m.SerializeToString())
 
 

@@ -324,5 +324,13 @@ def test_sync_and_async_clients_have_the_same_methods(name):
         }
         for prefix in ("", "Async")
     )
-    assert blocking == awaited
-    assert blocking
+    assert _without_streams(blocking) == _without_streams(awaited)
+    assert list(blocking) == list(awaited)
+
+
+def _without_streams(signatures):
+    """A stream's items and results are async ones there; its options are the same."""
+    return {
+        method: list(signature.parameters) if method == "score_many" else signature
+        for method, signature in signatures.items()
+    }

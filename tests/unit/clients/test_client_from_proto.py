@@ -8,16 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, strategies as st
 from scripted_servers import MODEL
 
-from plaudit import (
-    CallLimits,
-    InvalidArgument,
-    ItemFailure,
-    ModelVersion,
-    Reward,
-    Scores,
-    VersionSpan,
-    Violation,
-)
+from plaudit import CallLimits, ModelVersion, QueueDepth, VersionSpan
 from plaudit.clients import from_proto
 from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2
 
@@ -101,8 +92,10 @@ def test_infos():
             chat_template_sha256="ee",
             swap_modes=[policy_pb2.SWAP_MODE_IN_PLACE, policy_pb2.SWAP_MODE_DRAIN, 77],
             limits=LIMITS,
+            queue=types_pb2.QueueDepth(items=4, tokens=50),
         )
     )
+    assert policy.queue == QueueDepth(4, 50)
     assert (policy.model, policy.engine, policy.dtype) == (VERSION, "torch", "bfloat16")
     assert (policy.vocabulary_size, policy.context_length, policy.eos_token_ids) == (300, 128, (2, 3))
     assert (policy.has_chat_template, policy.chat_template_sha256) == (True, "ee")
@@ -114,56 +107,7 @@ def test_infos():
         )
     )
     assert (reference.dtype, reference.limits) == ("unspecified", CallLimits(1, 2, 3))
-    reward = from_proto.reward_info(
-        reward_pb2.GetModelResponse(
-            model=MODEL, dtype=types_pb2.DATA_TYPE_F32, reward_mean=0.25, reward_std=2.0, limits=LIMITS
-        )
-    )
-    assert (reward.model, reward.dtype, reward.reward_mean, reward.reward_std) == (
-        VERSION,
-        "float32",
-        0.25,
-        2.0,
-    )
-
-
-GOOD = reward_pb2.ScoreResult(reward=reward_pb2.Reward(raw_reward=1.5, reward=0.5, token_count=3))
-BAD = reward_pb2.ScoreResult(
-    error=types_pb2.ItemError(
-        code=3,
-        message="items[1].pair.prompt: is empty",
-        field_violations=[types_pb2.FieldViolation(field="items[1].pair.prompt", description="is empty")],
-    )
-)
-
-
-def read_scores(*results):
-    return from_proto.scores(reward_pb2.ScoreResponse(results=results, model=MODEL))
-
-
-def test_scores_are_a_sequence_of_rewards_and_failures():
-    scores = read_scores(GOOD, BAD)
-    violation = Violation("items[1].pair.prompt", "is empty")
-    failure = ItemFailure("INVALID_ARGUMENT", "items[1].pair.prompt: is empty", (violation,))
-    assert list(scores) == [Reward(1.5, 0.5, 3), failure]
-    assert (scores[0], scores[-1], scores[:1], len(scores)) == (scores[0], failure, (scores[0],), 2)
-    assert scores.model == VERSION
-
-
-def test_rewards_of_all_or_the_first_failure():
-    rewards = read_scores(GOOD, GOOD).rewards
-    assert (rewards.dtype, rewards.tolist()) == (np.float32, [0.5, 0.5])
-    with pytest.raises(InvalidArgument, match="is empty") as caught:
-        _ = read_scores(GOOD, BAD).rewards
-    assert caught.value.violations[0].field == "items[1].pair.prompt"
-    assert Scores((), VERSION).rewards.shape == (0,)
-
-
-def test_a_result_without_either_is_never_a_number():
-    (result,) = read_scores(reward_pb2.ScoreResult())
-    assert isinstance(result, ItemFailure)
-    (result,) = read_scores(reward_pb2.ScoreResult(error=types_pb2.ItemError(code=1234, message="?")))
-    assert result == ItemFailure("UNKNOWN", "?")
+    assert reference.queue == QueueDepth(0, 0), "an older service doesn't say"
 
 
 def test_run():
@@ -192,6 +136,9 @@ def test_run():
         (from_proto.DTYPES, types_pb2.DataType),
         (from_proto.FINISH_REASONS, policy_pb2.FinishReason),
         (from_proto.SWAP_MODES, policy_pb2.SwapMode),
+        (from_proto.TRUNCATIONS, reward_pb2.Truncation),
+        (from_proto.PRIORITIES, reward_pb2.Priority),
+        (from_proto.COMBINATIONS, reward_pb2.Combination),
         (from_proto.STAGES, trainer_pb2.Stage),
         (from_proto.RUN_STATES, trainer_pb2.RunState),
     ],

@@ -3,23 +3,15 @@
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from refusals import refused
 
-from plaudit import Chat, InvalidArgument, PushManifest, TensorSpec
+from plaudit import Chat, PushManifest, TensorSpec
 from plaudit.clients import to_proto
 from plaudit.v1 import policy_pb2, types_pb2, weights_pb2
 
 
 def generate(prompts, **options):
     return to_proto.generate_request(prompts, **{"max_new_tokens": 4, **options})
-
-
-def refused(build, *arguments, **named):
-    """(field, description) of the one violation."""
-    with pytest.raises(InvalidArgument) as caught:
-        build(*arguments, **named)
-    (violation,) = caught.value.violations
-    assert str(caught.value) == f"{violation.field}: {violation.description}"
-    return violation.field, violation.description
 
 
 # ---- Generate ----
@@ -124,35 +116,6 @@ def test_sequences_and_starts():
 )
 def test_sequences_that_cannot_be_sent(sequences, starts, field):
     assert refused(to_proto.logprobs_request, sequences, starts, 1.0)[0] == field
-
-
-# ---- Score ----
-
-
-def test_items_in_all_forms():
-    items = [("p", "r"), ["p", "r"], ("", ""), Chat([("user", "u"), ("assistant", "a")]), [1, 2], (3, 4), []]
-    request = to_proto.score_request(items, all_or_nothing=True, tokenizer_sha256="ab")
-    forms = [item.WhichOneof("input") for item in request.items]
-    assert forms == ["pair", "pair", "pair", "chat", "token_ids", "token_ids", "token_ids"]
-    assert (request.items[0].pair.prompt, request.items[0].pair.response) == ("p", "r")
-    assert list(request.items[5].token_ids.ids) == [3, 4]
-    assert (request.all_or_nothing, request.tokenizer_sha256) == (True, "ab")
-
-
-@pytest.mark.parametrize(
-    ("items", "field"),
-    [
-        ("text", "items"),
-        (("prompt", "response"), "items[0]"),  # one pair in the place of a list of them
-        (["text"], "items[0]"),
-        ([("p", "r"), ("p", 3)], "items[1].pair.response"),
-        ([("a", "b", "c")], "items[0].token_ids.ids[0]"),
-        ([[1, None]], "items[0].token_ids.ids[1]"),
-        ([None], "items[0].token_ids.ids"),
-    ],
-)
-def test_items_that_cannot_be_sent(items, field):
-    assert refused(to_proto.score_request, items, False, "")[0] == field
 
 
 # ---- pushes ----

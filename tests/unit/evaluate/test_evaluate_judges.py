@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from tiny_reward_models import save_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lm.errors import ModelLoadError
 from lm.loading import load_reward_model
 from lm.placement import choose_placement
 from lm.tokenizer import tokenizer_sha256
@@ -90,6 +92,16 @@ def test_a_foreign_reward_model_scores_their_text_and_has_none_for_an_empty_one(
 def test_a_reward_model_has_no_score_for_what_exceeds_its_context(foreign_reward):
     loaded = load_reward_model(str(foreign_reward), CPU)
     assert judge_all("rm", model_judge(loaded), [sample("z" * 200), sample("z")])[0] is None
+
+
+def test_a_judge_from_a_folder_is_a_decoder_with_one_output(tmp_path):
+    for name, labels, words in (
+        ("Bert", 1, "serve it .* in evaluation.judges.rm.reward"),
+        ("Llama", 3, "has 1"),
+    ):
+        save_reward_model(name, tmp_path, labels)
+        with pytest.raises(ModelLoadError, match=words):
+            load_judges({"rm": JudgeSection(path=str(tmp_path))}, CPU, "evaluation.judges")
 
 
 def test_judges_load_by_name_whatever_they_are(tiny_reward, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from lm.errors import InputError, ModelLoadError
 from lm.heads import init_scalar_head, reward_model_from
 from lm.loading import load_causal_lm, load_reward_model, save_model
 from lm.placement import choose_placement
-from lm.rewards import score_positions, sequence_scores
+from lm.rewards import (
+    choose_reader,
+    last_token_scores,
+    one_by_one,
+    padded_scores,
+    score_positions,
+    sequence_scores,
+)
+from lm.tokenizer import PAIR_FORMATS
 
 FLOAT32 = choose_placement("cpu", "float32", 1)
 
@@ -52,16 +61,45 @@ def test_the_normalisation_and_format_come_from_the_configuration(tiny_reward, f
     assert (ours.reward_mean, ours.reward_std, ours.append_eos) == (0.25, 2.0, True)
     assert ours.pair_format == "concatenate"
     foreign = load_reward_model(str(foreign_reward), FLOAT32)
-    assert (foreign.reward_mean, foreign.reward_std, foreign.pair_format) == (0.0, 1.0, "concatenate")
+    assert (foreign.reward_mean, foreign.reward_std, foreign.pair_format) == (0.0, 1.0, "text")
+
+
+def changed(folder, to, **config):
+    """A copy with other keys in its configuration."""
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    found = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(found | config))
+    return str(to)
 
 
 def test_an_unknown_pair_format_is_refused(tiny_reward, tmp_path):
-    for file in tiny_reward.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"plaudit_pair_format": "xml"}))
-    with pytest.raises(ModelLoadError, match="plaudit_pair_format is 'xml'"):
-        load_reward_model(str(tmp_path), FLOAT32)
+    with pytest.raises(
+        ModelLoadError, match="plaudit_pair_format is 'xml'; use one of chat, concatenate, text"
+    ):
+        load_reward_model(changed(tiny_reward, tmp_path, plaudit_pair_format="xml"), FLOAT32)
+
+
+@pytest.mark.parametrize("pair_format", PAIR_FORMATS)
+def test_a_known_one_is_taken(pair_format, tiny_reward, tmp_path):
+    folder = changed(tiny_reward, tmp_path, plaudit_pair_format=pair_format)
+    assert load_reward_model(folder, FLOAT32).pair_format == pair_format
+
+
+def test_a_decoder_with_a_template_reads_chats_unless_told(tiny_reward, tmp_path):
+    assert (
+        load_reward_model(changed(tiny_reward, tmp_path, plaudit_pair_format=None), FLOAT32).pair_format
+        == "chat"
+    )
+
+
+def test_code_that_comes_with_a_model_is_not_run(tiny_reward, tmp_path):
+    folder = changed(
+        tiny_reward, tmp_path, model_type="own", auto_map={"AutoConfig": "own.Config"}, architectures=["Own"]
+    )
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelLoadError, match="custom code"):
+        load_reward_model(folder, FLOAT32)
 
 
 def test_a_newly_initialised_head_is_refused(tiny_policy):
@@ -69,14 +107,42 @@ def test_a_newly_initialised_head_is_refused(tiny_policy):
         load_reward_model(str(tiny_policy), FLOAT32)
 
 
-def test_more_than_one_label_is_refused(tiny_reward, policy, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    model = reward_model_from(policy.model, None, 0, generator)
+@pytest.fixture
+def attributes(policy, tmp_path):
+    model = reward_model_from(policy.model, None, 0, torch.Generator().manual_seed(0))
     model.config.num_labels = 3
+    model.config.id2label = {0: "helpful", 1: "honest", 2: "harmless"}
     model.score = torch.nn.Linear(32, 3, bias=False)
-    save_model(model, policy.tokenizer, tmp_path)
-    with pytest.raises(ModelLoadError, match="num_labels is 3"):
-        load_reward_model(str(tmp_path), FLOAT32)
+    folder = tmp_path / "attributes"
+    save_model(model, policy.tokenizer, folder)
+    return folder
+
+
+def test_more_than_one_output_is_refused_unless_asked_for(attributes):
+    with pytest.raises(ModelLoadError, match="num_labels is 3; a reward model used here has 1"):
+        load_reward_model(str(attributes), FLOAT32)
+    assert load_reward_model(str(attributes), FLOAT32, outputs=3).model.config.num_labels == 3
+    with pytest.raises(ModelLoadError, match="num_labels is 3; a reward model used here has 2"):
+        load_reward_model(str(attributes), FLOAT32, outputs=2)
+
+
+def test_outputs_are_named_as_the_configuration_names_them(attributes, tiny_reward, tmp_path):
+    loaded = load_reward_model(str(attributes), FLOAT32, outputs=None)
+    assert loaded.attributes == ("helpful", "honest", "harmless")
+    assert load_reward_model(str(tiny_reward), FLOAT32, outputs=None).attributes == ("reward",)
+    unnamed = changed(attributes, tmp_path, id2label={"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"})
+    assert load_reward_model(unnamed, FLOAT32, None).attributes == ("LABEL_0", "LABEL_1", "LABEL_2")
+    twice = changed(attributes, tmp_path, id2label={"0": "good", "1": "good", "2": "bad"})
+    with pytest.raises(ModelLoadError, match="two outputs one name: good, good, bad"):
+        load_reward_model(twice, FLOAT32, None)
+
+
+def test_the_first_of_several_outputs_is_the_sequences_score(attributes):
+    model = load_reward_model(str(attributes), FLOAT32, outputs=None).model
+    sequences = [[5, 6, 7], [8, 9]]
+    scores_BA = last_token_scores(model, sequences, [None, None])
+    assert scores_BA.shape == (2, 3)
+    torch.testing.assert_close(sequence_scores(model, sequences), scores_BA[:, 0])
 
 
 def test_encoders_score_with_their_own_head(policy, tmp_path):
@@ -124,3 +190,21 @@ def test_a_whole_model_keeps_its_depth(policy):
 def test_an_impossible_depth_is_refused(policy, layers):
     with pytest.raises(InputError, match=r"layers: .* not in 1..2"):
         reward_model_from(policy.model, layers, 0, torch.Generator())
+
+
+def test_three_ways_of_reading_agree_on_a_decoder_with_a_pad(tiny_reward):
+    model = load_reward_model(str(tiny_reward), FLOAT32).model
+    sequences, types = [[5, 6, 7, 2], [8, 2], [9] * 20], [None] * 3
+    fast = last_token_scores(model, sequences, types)
+    for read in (padded_scores, one_by_one):
+        torch.testing.assert_close(read(model, sequences, types), fast, atol=1e-5, rtol=0)
+    assert choose_reader(model) is last_token_scores
+
+
+def test_a_model_that_says_no_number_or_always_the_same_is_read_all_the_same(tiny_reward):
+    model = load_reward_model(str(tiny_reward), FLOAT32).model
+    model.get_parameter("score.weight").zero_()
+    assert choose_reader(model) is last_token_scores
+    model.get_parameter("score.weight").fill_(math.nan)
+    assert choose_reader(model) is one_by_one
+    assert one_by_one(model, [[5, 6]], [None]).isnan().all()

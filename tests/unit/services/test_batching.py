@@ -1,12 +1,12 @@
-"""The batcher: plans are partitions under the budget, results come back in order, admission is exact."""
+"""The batcher: results come back in order, admission is exact, callers share fairly, nothing is lost."""
 
 import asyncio
 import time
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from services.batching import Batcher, plan_batches
+from services.batching import Batcher, Caller
 from services.errors import Overloaded, TooLate
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
@@ -20,51 +20,40 @@ def batcher(run=doubled, **changes):
     return Batcher(run, **{"token_budget": 16, "max_items": 100, "max_tokens": 1000, **changes})
 
 
-@given(LENGTHS, st.integers(1, 100))
-def test_a_plan_holds_every_item_once(lengths, budget):
-    plan = plan_batches(lengths, budget)
-    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
-    assert all(plan)
+class Blocked:
+    """A run_batch that notes what it is given, and holds every batch until it is opened."""
+
+    def __init__(self):
+        self.opened = asyncio.Event()
+        self.batches = []
+
+    async def __call__(self, items, deadline):
+        self.batches.append(list(items))
+        await self.opened.wait()
+        return items
 
 
-@given(LENGTHS, st.integers(1, 100))
-def test_a_batch_keeps_the_budget_or_is_one_item(lengths, budget):
-    for batch in plan_batches(lengths, budget):
-        padded = max(lengths[index] for index in batch) * len(batch)
-        assert padded <= budget or len(batch) == 1
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
-@given(LENGTHS, st.integers(1, 100))
-def test_batches_are_neighbours_by_length(lengths, budget):
-    flat = [lengths[index] for batch in plan_batches(lengths, budget) for index in batch]
-    assert flat == sorted(lengths, reverse=True)
+def values(futures):
+    return [future.result().value for future in futures]
 
 
-@given(LENGTHS, st.integers(1, 100))
-def test_no_batch_could_take_the_next_item(lengths, budget):
-    plan = plan_batches(lengths, budget)
-    for batch in plan[:-1]:
-        assert lengths[batch[0]] * (len(batch) + 1) > budget
-
-
-def test_a_plan_by_hand():
-    # Sorted: 9 | 5 5 5 (15 of 16) | 4 4 2 1 (16 of 16) | 1
-    assert plan_batches([5, 1, 9, 4, 5, 4, 2, 5, 1], 16) == [[2], [0, 4, 7], [3, 5, 6, 1], [8]]
-
-
-def test_an_item_above_the_budget_is_a_batch_of_its_own():
-    assert plan_batches([100, 3, 3], 10) == [[0], [1, 2]]
+# --- a call alone ---
 
 
 @given(LENGTHS)
 def test_results_come_in_the_callers_order(lengths):
     items = list(range(len(lengths)))
-    results = asyncio.run(batcher().submit(items, lengths))
+    results = asyncio.run(batcher(max_tokens=2000).submit(items, lengths))
     assert results == [2 * item for item in items]
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=4))
-def test_callers_take_turns_and_do_not_mix(callers):
+def test_submitted_calls_do_not_mix(callers):
     async def echo(items, deadline):
         assert len({caller for caller, _ in items}) == 1
         await asyncio.sleep(0)
@@ -73,67 +62,33 @@ def test_callers_take_turns_and_do_not_mix(callers):
     async def submit_all():
         shared = batcher(echo, max_tokens=10_000, max_items=1000)
         calls = [[(n, index) for index in range(len(lengths))] for n, lengths in enumerate(callers)]
-        submits = (shared.submit(items, lengths) for items, lengths in zip(calls, callers, strict=True))
-        return calls, await asyncio.gather(*submits), shared
+        submits = (
+            shared.submit(items, lengths, Caller(str(n % 2)))
+            for n, (items, lengths) in enumerate(zip(calls, callers, strict=True))
+        )
+        answers = await asyncio.gather(*submits)
+        await settle()
+        return calls, answers, shared
 
     calls, answers, shared = asyncio.run(submit_all())
     assert answers == calls
     assert (shared.waiting_items, shared.waiting_tokens) == (0, 0)
 
 
-async def test_a_small_call_is_not_behind_all_of_a_large_one():
-    order = []
-
-    async def note(items, deadline):
-        order.append(items[0][0])
-        await asyncio.sleep(0)
-        return items
-
-    shared = batcher(note)
-    large = shared.submit([("large", n) for n in range(4)], [16] * 4)
-    small = shared.submit([("small", 0)], [16])
-    await asyncio.gather(large, small)
-    assert order == ["large", "small", "large", "large", "large"]
-
-
-class Blocked:
-    """A run_batch that holds every batch until it is opened."""
-
-    def __init__(self):
-        self.opened = asyncio.Event()
-        self.began = []
-
-    async def __call__(self, items, deadline):
-        self.began.extend(items)
-        await self.opened.wait()
-        return items
-
-
-async def test_a_cancelled_caller_starts_nothing_more_and_frees_its_places():
+async def test_the_same_call_alone_or_beside_others_is_cut_the_same_way():
     run = Blocked()
-    shared = batcher(run, token_budget=4)
-    call = asyncio.create_task(shared.submit(["a", "b", "c"], [4, 4, 4]))
-    await asyncio.sleep(0)
-    assert (shared.waiting_items, shared.waiting_tokens) == (3, 12)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert run.began == ["a"]
-    assert (shared.waiting_items, shared.waiting_tokens) == (0, 0)
-
-
-@pytest.mark.parametrize("full", [{"max_items": 3}, {"max_tokens": 12}])
-async def test_admission_is_bounded_by_items_and_by_tokens(full):
-    run = Blocked()
-    shared = batcher(run, **full)
-    first = asyncio.create_task(shared.submit([1, 2, 3], [4, 4, 4]))
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="3 items of 12 tokens wait already") as caught:
-        await shared.submit([4], [1])
-    assert caught.value.retry_after > 0
+    shared = batcher(run)
+    shared.put(list("xyz"), [7, 3, 9], Caller("other"), keys=list("xyz"))
+    call = asyncio.create_task(shared.submit(list("abcd"), [4, 8, 4, 4]))
     run.opened.set()
-    assert await first == [1, 2, 3]
-    assert await shared.submit([4], [1]) == [4]
+    assert await call == list("abcd")
+    assert [batch for batch in run.batches if batch[0] in "abcd"] == [["b", "a"], ["c", "d"]]
+
+
+async def test_no_items_no_batch():
+    run = Blocked()
+    assert await batcher(run).submit([], []) == []
+    assert run.batches == []
 
 
 async def test_a_failed_batch_fails_its_caller_and_frees_its_places():
@@ -143,6 +98,7 @@ async def test_a_failed_batch_fails_its_caller_and_frees_its_places():
     shared = batcher(fail, token_budget=4)
     with pytest.raises(RuntimeError, match="no memory"):
         await shared.submit([1, 2], [4, 4])
+    await settle()
     assert (shared.waiting_items, shared.waiting_tokens) == (0, 0)
 
 
@@ -154,25 +110,296 @@ async def test_a_run_that_loses_a_result_is_found():
         await batcher(lossy).submit([1, 2], [1, 1])
 
 
+# --- admission, cancelling, deadlines ---
+
+
+@pytest.mark.parametrize("full", [{"max_items": 3}, {"max_tokens": 12}])
+async def test_admission_is_bounded_by_items_and_by_tokens(full):
+    run = Blocked()
+    shared = batcher(run, **full)
+    first = asyncio.create_task(shared.submit([1, 2, 3], [4, 4, 4]))
+    await settle()
+    with pytest.raises(Overloaded, match="3 items of 12 tokens wait already") as caught:
+        await shared.submit([4], [1])
+    assert caught.value.retry_after > 0
+    run.opened.set()
+    assert await first == [1, 2, 3]
+    await settle()
+    assert await shared.submit([4], [1]) == [4]
+
+
+async def test_room_is_waited_for():
+    run = Blocked()
+    shared = batcher(run, max_items=2)
+    shared.put([1, 2], [1, 1], Caller(), keys=[1, 2])
+    waiting = asyncio.create_task(shared.wait_for_room(1))
+    await settle()
+    assert not waiting.done()
+    run.opened.set()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_cancelled_caller_starts_nothing_more_and_frees_its_places():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    call = asyncio.create_task(shared.submit(["a", "b", "c"], [4, 4, 4]))
+    await settle()
+    assert (shared.waiting_items, shared.waiting_tokens) == (3, 12)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await settle()
+    assert (shared.waiting_items, shared.waiting_tokens) == (0, 0)
+    run.opened.set()
+    assert await shared.submit(["d"], [1]) == ["d"]
+    assert run.batches == [["a"], ["d"]]
+
+
 async def test_nothing_begins_after_the_deadline():
     run = Blocked()
     with pytest.raises(TooLate):
-        await batcher(run).submit([1], [1], time.monotonic())
-    assert run.began == []
+        await batcher(run).submit([1], [1], Caller(deadline=time.monotonic()))
+    assert run.batches == []
 
 
-async def test_the_deadline_reaches_the_run():
+async def test_an_item_that_expired_is_computed_for_who_asks_next():
+    run = Blocked()
+    run.opened.set()
+    shared = batcher(run)
+    (late,) = shared.put(["a"], [1], Caller(deadline=time.monotonic()), keys=["a"])
+    with pytest.raises(TooLate):
+        await late
+    (again,) = shared.put(["a"], [1], Caller(), keys=["a"])
+    assert (await again).value == "a"
+
+
+async def test_the_latest_deadline_of_a_batch_reaches_the_run():
     seen = []
 
     async def note(items, deadline):
         seen.append(deadline)
         return items
 
-    deadline = time.monotonic() + 60
-    await batcher(note).submit([1], [1], deadline)
-    await batcher(note).submit([1], [1])
-    assert seen == [deadline, None]
+    soon, late = time.monotonic() + 60, time.monotonic() + 90
+    shared = batcher(note)
+    await shared.submit([1], [1], Caller(deadline=soon))
+    await shared.submit([1], [1])
+    one = shared.put([1], [1], Caller("a", deadline=soon), keys=["1"])
+    two = shared.put([2], [1], Caller("b", deadline=late), keys=["2"])
+    await asyncio.gather(*one, *two)
+    one = shared.put([3], [1], Caller("a", deadline=soon), keys=["3"])
+    two = shared.put([4], [1], Caller("b"), keys=["4"])
+    await asyncio.gather(*one, *two)
+    assert seen == [soon, None, late, None]
 
 
-async def test_no_items_no_batch():
-    assert await batcher(Blocked()).submit([], []) == []
+# --- sharing ---
+
+
+async def test_callers_items_of_like_length_share_a_batch():
+    run = Blocked()
+    shared = batcher(run, token_budget=40)
+    first = shared.put(["long", "a1"], [40, 10], Caller("a"), keys=["long", "a1"])
+    second = shared.put(["b1", "b2"], [9, 10], Caller("b"), keys=["b1", "b2"])
+    await settle()
+    run.opened.set()
+    await asyncio.gather(*first, *second)
+    assert run.batches[0] == ["long"]
+    assert sorted(run.batches[1]) == ["a1", "b1", "b2"]
+
+
+async def test_the_same_content_in_flight_is_computed_once():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    first = shared.put(["a", "b"], [4, 4], Caller("one"), keys=["a", "b"])
+    await settle()
+    second = shared.put(["a", "b"], [4, 4], Caller("two"), keys=["a", "b"])
+    assert shared.waiting_items == 4
+    run.opened.set()
+    await asyncio.gather(*first, *second)
+    assert values(first) == values(second) == ["a", "b"]
+    assert run.batches == [["a"], ["b"]]
+    await settle()
+    assert shared.waiting_items == 0
+
+
+async def test_a_cancelled_twin_leaves_the_other():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    shared.put(["x"], [4], Caller("x"), keys=["x"])
+    (first,) = shared.put(["a"], [4], Caller("one"), keys=["a"])
+    (second,) = shared.put(["a"], [4], Caller("two"), keys=["a"])
+    await settle()
+    first.cancel()
+    run.opened.set()
+    assert (await second).value == "a"
+    assert run.batches == [["x"], ["a"]]
+
+
+async def test_all_twins_cancelled_nothing_runs():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    (running,) = shared.put(["x"], [4], Caller("x"), keys=["x"])
+    twins = [
+        *shared.put(["a"], [4], Caller("one"), keys=["a"]),
+        *shared.put(["a"], [4], Caller(), keys=["a"]),
+    ]
+    await settle()
+    for twin in twins:
+        twin.cancel()
+    await settle()
+    run.opened.set()
+    await running
+    await settle()
+    assert run.batches == [["x"]]
+    assert shared.waiting_items == 0
+
+
+async def test_a_twin_may_wait_longer_than_the_first():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    shared.put(["x"], [4], Caller("x"), keys=["x"])
+    first = shared.put(["a"], [4], Caller("one", deadline=time.monotonic()), keys=["a"])
+    second = shared.put(["a"], [4], Caller("two"), keys=["a"])
+    run.opened.set()
+    await asyncio.gather(*first, *second)
+    assert values(second) == ["a"]
+
+
+async def test_what_is_kept_is_not_computed_again_and_the_least_used_goes_first():
+    run = Blocked()
+    run.opened.set()
+    shared = batcher(run, cache_items=2)
+
+    async def ask(item):
+        (future,) = shared.put([item], [1], Caller(), keys=[item])
+        return (await future).value
+
+    for item in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, since a was used after it
+        assert await ask(item) == item
+    assert run.batches == [["a"], ["b"], ["c"], ["b"]]
+
+
+async def test_nothing_is_kept_unless_asked_for():
+    run = Blocked()
+    run.opened.set()
+    shared = batcher(run)
+    for _ in range(2):
+        await asyncio.gather(*shared.put(["a"], [1], Caller(), keys=["a"]))
+        await settle()
+    assert run.batches == [["a"], ["a"]]
+
+
+async def test_a_failed_batch_fails_all_who_wait_for_it_and_only_them():
+    broken = True
+
+    async def run(items, deadline):
+        if broken:
+            raise RuntimeError("no memory")
+        return items
+
+    shared = batcher(run)
+    futures = [
+        *shared.put(["a"], [1], Caller("one"), keys=["a"]),
+        *shared.put(["a"], [1], Caller(), keys=["a"]),
+    ]
+    for future in futures:
+        with pytest.raises(RuntimeError, match="no memory"):
+            await future
+    broken = False
+    (again,) = shared.put(["a"], [1], Caller(), keys=["a"])
+    assert (await again).value == "a"
+
+
+async def test_padding_is_counted():
+    shared = batcher(token_budget=100)
+    await asyncio.gather(*shared.put([1, 2, 3], [8, 9, 10], Caller(), keys=[1, 2, 3]))
+    assert (shared.computed_tokens, shared.padded_tokens) == (27, 30)
+
+
+async def test_the_time_in_the_queue_and_in_the_model_is_told():
+    async def slow(items, deadline):
+        await asyncio.sleep(0.01)
+        return items
+
+    shared = batcher(slow, token_budget=4)
+    first, second = shared.put(["a", "b"], [4, 4], Caller(), keys=["a", "b"])
+    one, two = await first, await second
+    assert one.compute_seconds >= 0.01 <= two.compute_seconds
+    assert two.queue_seconds >= one.queue_seconds + one.compute_seconds * 0.99
+
+
+# --- fairness ---
+
+
+async def served(shared, run, *calls):
+    """Names of the callers in the order in which their batches ran."""
+    for caller, count in calls:
+        items = [(caller.name, number) for number in range(count)]
+        shared.put(items, [16] * count, caller, keys=[(caller.name, number) for number in range(count)])
+    await settle()
+    run.opened.set()
+    await shared.wait_for_room(shared._max_items)
+    return [batch[0][0] for batch in run.batches]
+
+
+async def test_a_single_item_is_not_behind_all_of_a_bulk_caller():
+    run = Blocked()
+    order = await served(batcher(run), run, (Caller("bulk"), 6), (Caller("single"), 1))
+    assert order == ["bulk", "single", *["bulk"] * 5]
+
+
+async def test_callers_take_turns():
+    run = Blocked()
+    order = await served(batcher(run), run, (Caller("a"), 3), (Caller("b"), 3))
+    assert order == ["a", "b", "a", "b", "a", "b"]
+
+
+async def test_a_higher_weight_has_a_larger_share_and_shuts_nobody_out():
+    run = Blocked()
+    order = await served(batcher(run), run, (Caller("low", 0.25), 4), (Caller("high", 1.0), 8))
+    assert order[:10].count("high") == 8
+    assert "low" in order[:2]
+
+
+async def test_who_comes_back_has_no_credit():
+    run = Blocked()
+    run.opened.set()
+    shared = batcher(run)
+    await asyncio.gather(*shared.put([("idle", 0)], [16], Caller("idle"), keys=["i0"]))
+    await asyncio.gather(
+        *(f for n in range(9) for f in shared.put([("busy", n)], [16], Caller("busy"), keys=[f"b{n}"]))
+    )
+    run.batches.clear()
+    run.opened.clear()
+    order = await served(shared, run, (Caller("busy"), 4), (Caller("idle"), 4))
+    assert order == ["busy", "idle"] * 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 30), st.booleans(), st.booleans()
+        ),
+        max_size=40,
+    )
+)
+def test_every_item_is_answered_once_whatever_is_cancelled(script):
+    """Callers, contents, lengths; whether in a batch of its own; whether cancelled."""
+
+    async def run():
+        shared = batcher(max_items=1000, max_tokens=100_000)
+        kept, cancelled = [], []
+        for caller, item, _, alone, cancel in script:
+            length = 3 * item + 1
+            (future,) = shared.put([item], [length], Caller(caller), None if alone else [item])
+            (cancelled if cancel else kept).append((item, future))
+            await asyncio.sleep(0)
+            if cancel:
+                future.cancel()
+        assert [(await future).value for _, future in kept] == [2 * item for item, _ in kept]
+        await settle()
+        assert (shared.waiting_items, shared.waiting_tokens) == (0, 0)
+
+    asyncio.run(asyncio.wait_for(run(), 10))

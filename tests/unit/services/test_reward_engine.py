@@ -1,12 +1,12 @@
 """The reward engine by itself: what it loads, refuses and scores."""
 
 import pytest
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from tiny_reward_models import LABELS, bare_tokenizer, save_reward_model
+from tokenizers import normalizers
 
 from lm.errors import InputError, ModelLoadError
-from lm.loading import save_model
 from services.reward.engine import RewardEngine
-from services.reward.items import Chat, Ids, Pair
+from services.reward.items import Chat, Encoded, Ids, Pair
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,19 @@ def test_digests_tell_weights_and_tokenizers_apart(engine, tiny_reward, foreign_
 
 
 def test_a_score_does_not_depend_on_its_batch(engine):
-    sequences = [[5, 6, 7, 2], [8], [9] * 128, [5, 0, 0]]
-    together = engine.score(sequences)
-    alone = [engine.score([sequence])[0] for sequence in sequences]
-    assert together == pytest.approx(alone, abs=1e-5)
+    batch = [Encoded(ids) for ids in ((5, 6, 7, 2), (8,), (9,) * 128, (5, 0, 0))]
+    together = engine.score(batch)
+    alone = [engine.score([one])[0] for one in batch]
+    assert [len(outputs) for outputs in together] == [1] * 4
+    assert [value for (value,) in together] == pytest.approx([value for (value,) in alone], abs=1e-5)
 
 
 def test_a_pair_ends_with_eos_and_ids_stay_as_they_are(engine):
     pair = engine.encode(Pair("the film", " is good"), "items[0]")
-    assert pair[-1] == 2
-    assert engine.encode(Ids([2, 2, 0]), "items[0]") == [2, 2, 0]
+    assert pair.ids[-1] == 2
+    assert engine.encode(Ids([2, 2, 0]), "items[0]") == Encoded((2, 2, 0))
     chat = engine.encode(Chat((("user", "the film"), ("assistant", "is good"))), "items[0]")
-    assert chat.count(2) == 2
+    assert chat.ids.count(2) == 2
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,56 @@ def test_a_policy_is_no_reward_model(tiny_policy):
         RewardEngine(str(tiny_policy), threads=1)
 
 
-def test_an_encoder_is_refused_rather_than_read_wrongly(tiny_reward, tmp_path):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = BertConfig(vocab_size=300, num_labels=1, **sizes)
-    save_model(BertForSequenceClassification(config), AutoTokenizer.from_pretrained(tiny_reward), tmp_path)
-    with pytest.raises(ModelLoadError, match="'bert' is an encoder"):
-        RewardEngine(str(tmp_path), threads=1)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cut_of_ids_and_chats_takes_any_token_but_a_last_eos(engine, side):
+    ids = list(range(3, 203))
+    cut = engine.encode(Ids(ids), "items[0]", side)
+    assert cut.ids == tuple(ids[-128:] if side == "left" else ids[:128])
+    assert (cut.truncated_tokens, cut.truncation, cut.type_ids) == (72, side, None)
+    ended = engine.encode(Ids([*ids, 2]), "items[0]", side)
+    assert ended.ids == (*(ids[-127:] if side == "left" else ids[:127]), 2)
+    whole = engine.encode(Chat((("user", "film " * 9), ("assistant", "good"))), "items[0]")
+    chat = engine.encode(Chat((("user", "film " * 99), ("assistant", "good"))), "items[0]", side)
+    assert len(chat.ids) == 128
+    assert (chat.ids[-12:] == whole.ids[-12:], chat.ids[:5] == whole.ids[:5]) == (
+        side == "left",
+        side == "right",
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_eos_that_ends_a_pair_is_always_kept(engine, side):
+    cut = engine.encode(Pair("film " * 99, "good " * 99), "items[0]", side)
+    assert (len(cut.ids), cut.ids[-1]) == (128, 2)
+    whole = engine.encode(Pair("film " * 9, "good"), "items[0]", side)
+    assert (whole.truncated_tokens, whole.truncation) == (0, None)
+    assert whole == engine.encode(Pair("film " * 9, "good"), "items[0]")
+
+
+def test_what_may_be_done_about_an_item_that_is_too_long_is_said(engine):
+    with pytest.raises(
+        InputError, match=r"items\[4\]: has 129 tokens, the model reads at most 128; shorten it, or"
+    ):
+        engine.encode(Ids([1] * 129), "items[4]")
+    with pytest.raises(InputError, match=r"ids\[200\]: is 300"):  # a cut would have hidden it
+        engine.encode(Ids([1] * 200 + [300]), "items[4]", "right")
+
+
+def test_a_text_of_which_the_tokenizer_leaves_nothing_is_refused(tmp_path):
+    tokenizer = bare_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    save_reward_model("GPT2", tmp_path, tokenizer=tokenizer)
+    engine = RewardEngine(str(tmp_path), dtype="float32", threads=1)
+    with pytest.raises(InputError, match=r"items\[0\]: has no tokens"):
+        engine.encode(Pair("", "  "), "items[0]")
+
+
+def test_a_model_with_several_outputs_says_all_of_them(tmp_path):
+    save_reward_model("Llama", tmp_path, labels=3)
+    engine = RewardEngine(str(tmp_path), dtype="float32", threads=1)
+    assert engine.facts.attributes == tuple(LABELS.values())
+    (outputs,) = engine.score([engine.encode(Pair("the film", " is good"), "items[0]")])
+    assert len(outputs) == 3
 
 
 @pytest.mark.parametrize(("option", "value"), [("dtype", "int3"), ("device", "abacus"), ("threads", -1)])

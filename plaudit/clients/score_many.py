@@ -1,0 +1,243 @@
+"""Scores of any number of items over one stream, in order and in flat memory, blocking or awaited.
+
+How much the server takes at once isn't asked: it stops reading when it has enough, and what then waits
+here is bounded by the window.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+
+import grpc
+
+from plaudit.clients.data import Scorable
+from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unavailable, from_rpc
+from plaudit.clients.flight import Endurance, Flight, Result
+from plaudit.clients.streams import Event, OpenStream, ScoreStream
+from plaudit.v1.reward_pb2 import ScoreStreamRequest, ScoreStreamResponse
+
+END_SECONDS = 1.0
+"""How long a stream whose results are all there has to end."""
+_NO_STREAM = 0
+
+
+class _Scoring:
+    """What both ways share: the items in flight, and the stream that is open, if one is.
+
+    `first` is the first message of each stream, without items; `timeout` is how many seconds without
+    any result are borne.
+    """
+
+    def __init__(
+        self, open_stream: OpenStream, first: ScoreStreamRequest, window: int, timeout: float
+    ) -> None:
+        self._open_stream = open_stream
+        self._first = first
+        self._window = window
+        self._flight = Flight(window)
+        self._endurance = Endurance(timeout)
+        self._stream: ScoreStream | None = None
+        self._is_more = True
+        self._stopped_by: Exception | None = None
+
+    def _take(self, item: Scorable) -> None:
+        message = self._flight.add(item)
+        if message is not None and self._stream:
+            self._stream.send(message)
+
+    def _took_all(self, stopped_by: Exception | None = None) -> None:
+        """No item will come any more; what came before is still answered, then `stopped_by` is raised."""
+        self._is_more, self._stopped_by = False, stopped_by
+        if self._stream:
+            self._stream.end()
+
+    def _send_unanswered(self, stream: ScoreStream) -> None:
+        """For the first time or again, over a stream that was just opened."""
+        self._stream = stream
+        for message in self._flight.unanswered:
+            stream.send(message)
+        if not self._is_more:
+            stream.end()
+
+    def _handle(self, stream: ScoreStream, event: Event) -> float:
+        """Seconds to pause, which are above 0 if the stream broke. Raises what ends it all."""
+        if isinstance(event, ScoreStreamResponse):
+            self._flight.answer(event.results)
+            self._endurance.renew()
+            return 0.0
+        self._close()
+        if not self._flight.is_waiting:
+            return 0.0  # nothing was lost; the next item opens another
+        failure = self._failure(stream, event)
+        pause = self._endurance.pause_after(failure)
+        if pause is None:
+            raise failure from event
+        self._endurance.spent += pause
+        return pause
+
+    def _failure(self, stream: ScoreStream, ended_by: grpc.RpcError | None) -> PlauditError:
+        opened = stream.opened
+        if ended_by is None:
+            return Unavailable("the stream ended before all items had their results", opened.where)
+        return from_rpc(ended_by, opened.where, opened.is_connected, self._endurance.spent)
+
+    def _no_result(self, stream: ScoreStream) -> PlauditError:
+        return DeadlineExceeded(f"no result within {self._endurance.timeout:.1f} s", stream.opened.where)
+
+    def _close(self) -> None:
+        if self._stream:
+            self._stream.close()
+        self._stream = None
+
+
+class BlockingScoring(_Scoring):
+    """Takes the items in its caller's thread, between the results."""
+
+    def results(self, items: Iterable[Scorable]) -> Generator[Result, None, None]:
+        """In the order of `items`. Closing the generator ends the stream."""
+        source = iter(items)
+        try:
+            while True:
+                while self._flight.is_ready:
+                    yield self._flight.pop()
+                if self._is_more and self._flight.has_room:
+                    self._take_one(source)
+                    self._receive(wait=False)
+                elif self._flight.is_waiting:
+                    self._receive(wait=True)
+                elif not self._flight.is_ready:
+                    break
+            self._let_end()
+        finally:
+            self._close()
+        if self._stopped_by:
+            raise self._stopped_by
+
+    def _take_one(self, source: Iterator[Scorable]) -> None:
+        try:
+            self._take(next(source))
+        except StopIteration:
+            self._took_all()
+        except Exception as error:
+            self._took_all(error)
+
+    def _receive(self, wait: bool) -> None:
+        if self._flight.is_waiting and not self._stream:
+            self._inbox: SimpleQueue[Event] = SimpleQueue()
+            self._send_unanswered(ScoreStream(self._open_stream, self._first, self._inbox.put))
+        while stream := self._stream:
+            if not wait and self._inbox.empty():
+                return
+            time.sleep(self._handle(stream, self._next_event(stream)))
+            wait = False
+
+    def _next_event(self, stream: ScoreStream) -> Event:
+        started = time.monotonic()
+        try:
+            return self._inbox.get(timeout=self._endurance.left)
+        except Empty:
+            raise self._no_result(stream) from None
+        finally:
+            self._endurance.spent += time.monotonic() - started
+
+    def _let_end(self) -> None:
+        """All is answered: the service sees a call that ended well, not one that was cancelled."""
+        if self._stream:
+            with suppress(Empty):
+                self._inbox.get(timeout=END_SECONDS)
+
+
+class AwaitedScoring(_Scoring):
+    """Takes the items in a task of its own, and blocking ones between the turns of the event loop."""
+
+    async def results(
+        self, items: Iterable[Scorable] | AsyncIterable[Scorable]
+    ) -> AsyncGenerator[Result, None]:
+        """As BlockingScoring.results."""
+        self._inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._room = asyncio.Semaphore(self._window)
+        self._number = 0
+        taking = asyncio.create_task(self._take_all(_awaitable(items)))
+        try:
+            while self._is_more or self._flight.is_waiting or self._flight.is_ready:
+                while self._flight.is_ready:
+                    yield self._flight.pop()
+                    self._room.release()
+                if self._is_more or self._flight.is_waiting:
+                    await self._receive()
+            await self._let_end()
+        finally:
+            taking.cancel()
+            self._close()
+            await asyncio.wait([taking])
+        if self._stopped_by:
+            raise self._stopped_by
+
+    async def _take_all(self, source: AsyncIterator[Scorable]) -> None:
+        try:
+            while await self._room.acquire():
+                item = await anext(source)
+                was_waiting = self._flight.is_waiting
+                self._take(item)
+                if not was_waiting or self._flight.is_ready:
+                    self._wake()
+        except StopAsyncIteration:
+            self._took_all()
+        except Exception as error:
+            self._took_all(error)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._inbox.put_nowait((_NO_STREAM, None))
+
+    async def _receive(self) -> None:
+        if self._flight.is_waiting and not self._stream:
+            self._number += 1
+            deliver = partial(_post, asyncio.get_running_loop(), self._inbox, self._number)
+            self._send_unanswered(ScoreStream(self._open_stream, self._first, deliver))
+        number, event = await self._next_event()
+        if self._stream and number == self._number:
+            await asyncio.sleep(self._handle(self._stream, event))
+
+    async def _next_event(self) -> tuple[int, Event]:
+        """Without a time limit while nothing is in flight: it's the items that are waited for."""
+        if not self._stream or not self._flight.is_waiting:
+            return await self._inbox.get()
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._endurance.left):
+                return await self._inbox.get()
+        except TimeoutError:
+            if self._inbox.empty():  # else it was the event loop that had no time
+                raise self._no_result(self._stream) from None
+            return self._inbox.get_nowait()
+        finally:
+            self._endurance.spent += time.monotonic() - started
+
+    async def _let_end(self) -> None:
+        """As BlockingScoring._let_end."""
+        if self._stream:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_SECONDS):
+                    while (await self._inbox.get())[0] != self._number:
+                        pass
+
+
+def _post(
+    loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[int, Event]], number: int, event: Event
+) -> None:
+    with suppress(RuntimeError):  # the loop is closed; nobody waits any more
+        loop.call_soon_threadsafe(inbox.put_nowait, (number, event))
+
+
+async def _awaitable(items: Iterable[Scorable] | AsyncIterable[Scorable]) -> AsyncIterator[Scorable]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+            await asyncio.sleep(0)  # other tasks have their turn

@@ -1,0 +1,88 @@
+"""When a call is made again, where, and after how long."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from plaudit.clients.errors import Overloaded, PlauditError, Unavailable, Where, from_rpc
+
+BLIND_TRIES = 4
+"""Tries at a full service that doesn't say when to come back."""
+MOST_DOUBLINGS = 20
+BLIND_SPREAD, LONGEST_SPREAD = 0.25, 4.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One call to one address."""
+
+    channel_index: int
+    where: Where
+    metadata: tuple[tuple[str, str], ...]
+    wait_for_ready: bool
+
+    def arguments(self, timeout: float | None) -> dict[str, Any]:
+        """What gRPC wants to know beside the request; `timeout` None for a stream without an end."""
+        return {"timeout": timeout, "metadata": self.metadata, "wait_for_ready": self.wait_for_ready}
+
+
+class Tries(Iterator[Attempt]):
+    """The tries of one call: each address in turn, and full services again and again until the deadline.
+
+    gRPC itself tries a service that is away a few times, within one attempt and within its budget
+    (channel.py). A service that is full is there, and says when it wants to be asked again; it isn't
+    asked before. What spares it is that callers spread out: what each pause has beyond that is drawn from
+    a span that doubles from one try to the next.
+    """
+
+    def __init__(self, attempts: Sequence[Attempt], timeout: float, idempotent: bool) -> None:
+        """`attempts` in their order, one per address; just the first is made where another could do harm."""
+        self.timeout = timeout
+        self.first = attempts[0]
+        self._attempts = attempts
+        self._idempotent = idempotent
+        self._started = time.monotonic()
+        self._made = 0
+        self._full: list[Overloaded] = []
+
+    def __next__(self) -> Attempt:
+        attempt = self._attempts[self._made % len(self._attempts)]
+        self._made += 1
+        return attempt
+
+    @property
+    def left(self) -> float:
+        """Seconds that all tries together still may take."""
+        return max(0.0, self._started + self.timeout - time.monotonic())
+
+    def failure(
+        self, attempt: Attempt, error: grpc.RpcError, is_connected: Callable[[], bool]
+    ) -> PlauditError:
+        """What to raise unless pause_after says to go on."""
+        return from_rpc(error, attempt.where, is_connected, time.monotonic() - self._started)
+
+    def pause_after(self, failure: PlauditError) -> float | None:
+        """Seconds to wait before the next attempt; None if there shall be none."""
+        if not self._idempotent or not isinstance(failure, Unavailable | Overloaded):
+            return None
+        if isinstance(failure, Overloaded):
+            self._full.append(failure)
+        if self._made % len(self._attempts):
+            return 0.0  # another address may do it at once
+        full, self._full = self._full, []
+        return self._until_less_full(full) if full else None
+
+    def _until_less_full(self, full: Sequence[Overloaded]) -> float | None:
+        rounds = self._made // len(self._attempts)
+        told = [failure.retry_after for failure in full if failure.retry_after is not None]
+        if not told and rounds >= BLIND_TRIES:
+            return None
+        least, left = max(told, default=0.0), self.left
+        if least >= left:
+            return None
+        spread = (least or BLIND_SPREAD) * 2.0 ** min(rounds - 1, MOST_DOUBLINGS)
+        return least + random.uniform(0, min(spread, LONGEST_SPREAD, max(0.0, left / 2 - least)))
