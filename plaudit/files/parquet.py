@@ -1,0 +1,115 @@
+"""Parquet, with pyarrow, which the [parquet] extra brings. Columns keep their types."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from plaudit.files.rows import FORMS, FileError, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+BATCH_ROWS = 4096
+"""Rows that are in memory at a time, and of a row group that is written."""
+_READ_AHEAD = 1 << 20
+
+
+class Parquet:
+    """Rows of a Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the schema. Raises FileError, also where pyarrow is missing."""
+        self._path = path
+        with _opened(path) as file:
+            self.schema = file.schema_arrow
+            self.size = file.metadata.num_rows
+        self.names = list(self.schema.names)
+
+    def rows(self, after: int = 0) -> Iterator[Row]:
+        """Those behind row `after`, from 1."""
+        number = 0
+        with _opened(self._path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                if number + batch.num_rows > after:
+                    yield from _rows(batch, number, max(0, after - number))
+                number += batch.num_rows
+
+    def original(self, row: Row) -> object:
+        """The row as plain values."""
+        batch, index = row.raw
+        plain: dict[str, object] = batch.slice(index, 1).to_pylist()[0]
+        return plain
+
+    def sink(self, file: BinaryIO, added: Sequence[str]) -> "ParquetSink":
+        """Writes rows of this file with the columns `added` to `file`."""
+        return ParquetSink(file, self.schema, added)
+
+
+class ParquetSink:
+    """Writes scored rows, a row group for each batch that they come from."""
+
+    def __init__(self, file: BinaryIO, schema: "pa.Schema", added: Sequence[str]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._added = [(name, _type(name)) for name in added]
+        for name, type_ in self._added:
+            schema = schema.append(pa.field(name, type_))
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._batch: pa.RecordBatch | None = None
+        self._kept: list[int] = []
+        self._values: list[Mapping[str, Any]] = []
+
+    def write(self, row: Row, values: Mapping[str, Any]) -> None:
+        """Adds a row with its new values; it is written with the others of its batch."""
+        batch, index = row.raw
+        if batch is not self._batch:
+            self._flush()
+            self._batch = batch
+        self._kept.append(index)
+        self._values.append(values)
+
+    def close(self) -> None:
+        """Writes what waits, and the file's footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._batch is None or not self._kept:
+            return
+        columns = self._batch.take(pa.array(self._kept)).columns
+        new = [pa.array([value[name] for value in self._values], type_) for name, type_ in self._added]
+        self._writer.write_table(pa.Table.from_arrays([*columns, *new], schema=self._schema))
+        self._kept.clear()
+        self._values.clear()
+
+
+def _opened(path: Path) -> "pq.ParquetFile":
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise FileError("needs pyarrow: pip install 'plaudit[parquet]'") from None
+    try:
+        return pq.ParquetFile(path, buffer_size=_READ_AHEAD)  # else a column of a row group is read at once
+    except pa.ArrowInvalid as error:
+        raise FileError(f"is no Parquet that can be read: {error}") from None
+
+
+def _rows(batch: "pa.RecordBatch", number: int, start: int) -> Iterator[Row]:
+    forms = batch.select([name for name in batch.schema.names if name in FORMS])
+    for index, columns in enumerate(forms.slice(start).to_pylist(), start=start):
+        yield Row(number + index + 1, number + index + 1, columns, "", (batch, index))
+
+
+def _type(name: str) -> "pa.DataType":
+    import pyarrow as pa
+
+    if name == "components":
+        parts = [("name", pa.string()), ("raw_reward", pa.float32()), ("reward", pa.float32())]
+        return pa.list_(pa.struct(parts))
+    return pa.float32() if name in ("reward", "raw_reward") else pa.int32()
