@@ -1,0 +1,46 @@
+"""The command line, `python -m services.gateway`."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from services.rpc.logs import configure_logging
+from services.rpc.options import ServerOptions
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """The exit code of a command line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(help="Serves a reward service over HTTP and JSON; callers' tokens are passed on to it.")(
+        _main
+    )
+    try:
+        app(list(arguments), prog_name="python -m services.gateway")
+    except SystemExit as end:
+        return os.EX_USAGE if end.code == 2 else int(end.code or 0)
+    return os.EX_OK
+
+
+def _main(
+    reward: Annotated[
+        list[str], typer.Option(help="HOST:PORT of the reward service; again for each replica.")
+    ],
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one and prints it.")
+    ] = "127.0.0.1:8080",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
+    ] = False,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at shutdown.")] = 20.0,
+) -> None:
+    from services.gateway.server import (
+        serve,
+    )  # after the arguments are known to be right: FastAPI takes a second
+
+    configure_logging(log_format)
+    options = ServerOptions(address, insecure=insecure, grace_s=grace, log_format=log_format)
+    raise typer.Exit(asyncio.run(serve(reward, options)))

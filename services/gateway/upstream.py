@@ -1,0 +1,92 @@
+"""The reward service as the gateway calls it: each call in the name of the HTTP request that it answers."""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from grpc_health.v1.health_pb2 import (  # type: ignore[import-untyped]
+    HealthCheckRequest,
+    HealthCheckResponse,
+)
+
+from plaudit.clients import AsyncRewardClient, PlauditError, Unavailable
+from plaudit.clients.channel import Method
+from plaudit.clients.reward import SERVICE
+from plaudit.clients.tries import Tries
+from plaudit.health import CHECK
+
+CHECK_TIMEOUT_S = 2.0
+MAX_IN_FLIGHT = 1 << 16
+"""No call waits for its turn here, where all callers look alike: the service has a queue that knows them."""
+
+
+@dataclass(frozen=True)
+class OnBehalf:
+    """Who a request comes from, and until when its answer is of use."""
+
+    caller: str
+    request_id: str
+    authorization: str
+    """The header as the caller sent it; the gateway has no token of its own to lend."""
+    deadline: float
+    """In `time.monotonic()` seconds."""
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the reward service is told."""
+        told = [("x-request-id", self.request_id), ("x-plaudit-caller", self.caller)]
+        if self.authorization:
+            told.append(("authorization", self.authorization))
+        return tuple(told)
+
+
+on_behalf: ContextVar[OnBehalf] = ContextVar("on_behalf")
+"""Set for as long as a request is answered."""
+
+
+class Upstream(AsyncRewardClient):
+    """AsyncRewardClient whose calls carry the name, token, request id and deadline of `on_behalf`."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        """Raises InvalidArgument for an address that can't be."""
+        super().__init__(addresses, token="", max_in_flight=MAX_IN_FLIGHT)
+
+    def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
+        """As Connection.tries, ending at the request's deadline at the latest."""
+        request = on_behalf.get()
+        remaining = max(0.001, request.deadline - time.monotonic())
+        attempts = [
+            replace(
+                attempt,
+                where=replace(attempt.where, request_id=request.request_id),
+                metadata=request.metadata(),
+            )
+            for attempt in islice(super().tries(method, timeout), len(self.addresses))
+        ]
+        seconds = remaining if timeout is None else min(timeout, remaining)
+        return OneRound(attempts, seconds, method.idempotent)
+
+    async def check_ready(self) -> None:
+        """Returns when one of the addresses is ready to score; raises the last one's PlauditError."""
+        failure: PlauditError = Unavailable("no address")
+        question = HealthCheckRequest(service=SERVICE)
+        for _ in self.addresses:  # calls take them in turn
+            try:
+                answer = await self._call(CHECK, question, CHECK_TIMEOUT_S)
+            except PlauditError as error:
+                failure = error
+            else:
+                if answer.status == HealthCheckResponse.SERVING:
+                    return
+                failure = Unavailable("the reward service is loading or draining")
+        raise failure
+
+
+class OneRound(Tries):
+    """Each address once: a caller of the gateway learns at once that all are full, and waits by itself."""
+
+    def pause_after(self, failure: PlauditError) -> float | None:
+        """As Tries.pause_after, but never waits."""
+        pause = super().pause_after(failure)
+        return None if pause else pause
