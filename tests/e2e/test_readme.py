@@ -105,7 +105,7 @@ def test_the_readme_does_what_it_says(reader: Reader):
     blocks = BLOCK.findall((ROOT / "README.md").read_text())
     outputs = [(language, reader.read(language, text)) for language, text in blocks]
     scores = next(output for language, output in outputs if language == "python")
-    assert re.fullmatch(r"\[\s*-?\d\S* +-?\d\S*\]\n", scores)
+    assert re.fullmatch(r"\[\s*-?\d\S* +-?\d\S*\s*\]\n", scores)
     assert (reader.folder / "runs/my-run/policy/model.safetensors").is_file()
     assert (reader.folder / "runs/my-run/report.html").is_file()
     for server in reader.servers:

@@ -1,0 +1,1 @@
+"""Measurements that the documentation's tables come from; see docs/benchmarks.md."""

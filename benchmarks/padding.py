@@ -1,0 +1,45 @@
+"""How much padding the batcher computes when a stream of texts comes in over gRPC."""
+
+from collections.abc import Sequence
+
+from grpc import aio
+
+from benchmarks.served import Streamed
+from benchmarks.workload import Text
+from plaudit.v1 import reward_pb2_grpc
+from services.batching import CallLimits
+from services.reward.config import ModelSpec
+from services.reward.engine import RewardEngine
+from services.reward.metrics import RewardMetrics
+from services.reward.models import RewardModels
+from services.reward.service import FULL_NAME
+from services.reward.servicer import RewardServicer
+from services.rpc.background import serve_in_background
+from services.rpc.interceptors import Readiness
+from services.rpc.server import ServerMetrics, Service
+
+
+def streamed_padding_share(engine: RewardEngine, texts: Sequence[Text]) -> float:
+    """Share of the computed tokens that is padding, by the batcher's own count.
+
+    In a server in this process, since only there the batcher can be asked; `engine` computes.
+    """
+    models = RewardModels([ModelSpec("reward", "")], lambda _: engine, CallLimits())
+    with serve_in_background(lambda: _service(models)) as server:
+        Streamed(server.address).score(texts)
+        (network,) = models.networks
+        return 1 - network.batcher.computed_tokens / network.batcher.padded_tokens
+
+
+def _service(models: RewardModels) -> Service:
+    metrics = ServerMetrics()
+
+    def register(server: aio.Server) -> None:
+        servicer = RewardServicer(models, RewardMetrics(metrics.registry), Readiness())
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
+
+    async def load() -> str:
+        await models.load()
+        return ""
+
+    return Service("reward", (FULL_NAME,), register, load, models.close, metrics)

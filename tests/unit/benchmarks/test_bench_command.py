@@ -1,0 +1,58 @@
+"""`python -m benchmarks.scorer` from end to end, and what it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import table
+
+pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.timeout(300)  # imports, and two servers that start
+
+
+def bench(*arguments):
+    command = [sys.executable, "-m", "benchmarks.scorer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.slow
+def test_a_tiny_run_prints_both_tables_and_puts_them_into_the_page(tiny_reward, sentences_folder, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Speed\n{table.BEGIN}\nNot measured yet.\n{table.END}\nMore.\n", encoding="utf-8")
+    options = ("--model", tiny_reward, "--data", sentences_folder, "--threads", 1, "--write", page)
+    done = bench("--tiny", *options)
+    assert done.returncode == 0, done.stderr
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith(f"# Speed\n{table.BEGIN}\n- ")
+    assert written.endswith(f"\n{table.END}\nMore.\n")
+    tables = written.split(table.BEGIN)[1].split(table.END)[0].strip()
+    assert tables in done.stdout
+    names = ("sorted batches", "padded batches of 16", "score_many", "calls of 64", "transformers pipeline",
+             "CrossEncoder", "--batch_size 16", "a call a text")  # fmt: skip
+    for name in names:
+        assert name in tables
+    assert "python -m benchmarks.scorer --tiny" in tables
+    assert "24 texts of " in tables
+    assert "round 2 of 2: " in done.stderr
+
+
+def test_without_texts_it_ends_before_a_model_is_loaded(tiny_reward, tmp_path):
+    done = bench("--model", tiny_reward, "--data", tmp_path)
+    assert done.returncode == 64
+    assert "judge_train.jsonl; `make run` prepares it" in done.stderr
+
+
+def test_without_a_model_it_says_so(sentences_folder, tmp_path):
+    done = bench("--model", tmp_path / "nothing", "--data", sentences_folder, "--threads", 1)
+    assert done.returncode == 64
+    assert done.stderr.splitlines()[-1].endswith("nothing: no such folder")
+
+
+def test_a_page_without_markers_is_noticed_before_minutes_are_spent(tiny_reward, sentences_folder, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Speed\n", encoding="utf-8")
+    done = bench("--model", tiny_reward, "--data", sentences_folder, "--write", page)
+    assert done.returncode == 64
+    assert table.BEGIN in done.stderr
+    assert page.read_text(encoding="utf-8") == "# Speed\n"
