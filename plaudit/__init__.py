@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         RewardComponent as RewardComponent,
         RewardInfo as RewardInfo,
         Run as Run,
+        RunEvent as RunEvent,
         Scorable as Scorable,
         ScoreOptions as ScoreOptions,
         Scores as Scores,

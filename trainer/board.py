@@ -1,7 +1,8 @@
 """What a run tells about itself: written by the training loop, read by TrainerService in another thread."""
 
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -29,12 +30,18 @@ class Status:
     error: str = ""
 
 
+EVENTS_KEPT = 512
+
+
 class Board:
-    """Holds the newest status. Safe to use from any thread."""
+    """Holds the newest status, and the last ones before it by number. Safe to use from any thread."""
 
     def __init__(self, run_id: str) -> None:
         self._status = Status(run_id)
         self._lock = threading.Lock()
+        self._count = 0
+        self._events: deque[tuple[int, Status]] = deque(maxlen=EVENTS_KEPT)
+        self._watchers: set[Callable[[], None]] = set()
 
     @property
     def status(self) -> Status:
@@ -42,6 +49,22 @@ class Board:
         return self._status
 
     def tell(self, **changes: Any) -> None:  # noqa: ANN401  (each field has its own type)
-        """Replaces fields of the status."""
+        """Replaces fields of the status, which is an event."""
         with self._lock:
             self._status = replace(self._status, **changes)
+            self._count += 1
+            self._events.append((self._count, self._status))
+            watchers = list(self._watchers)
+        for told in watchers:
+            told()
+
+    def events(self, after: int) -> list[tuple[int, Status]]:
+        """(number, status after it) of the events after that number, as far as they are kept."""
+        with self._lock:
+            return [event for event in self._events if event[0] > after]
+
+    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+        """Calls `told` after each event, in the thread that told it; returns what ends that."""
+        with self._lock:
+            self._watchers.add(told)
+        return lambda: self._watchers.discard(told)

@@ -9,7 +9,8 @@
     ├── WrongWeights       70  a service answers with other weights than it must (trainer.ppo.run)
     ├── NotFinite          70  losses or gradients stay NaN or infinite
     ├── CheckpointError    70  a checkpoint can't be read
-    └── Stopped            75  stopped on request after a checkpoint; start again with --resume
+    └── Stopped            75  stopped by SIGTERM after a checkpoint; start again with --resume
+        └── StoppedByCall   0  stopped by StopRun after a checkpoint, as somebody wished
 
 Ctrl-C is KeyboardInterrupt: 130.
 """
@@ -69,3 +70,9 @@ class Stopped(TrainerError):
 
     exit_code = 75
     resumable = True
+
+
+class StoppedByCall(Stopped):
+    """Somebody asked TrainerService to stop the run: nothing is to start it again by itself."""
+
+    exit_code = 0

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from trainer import checkpoints
 from trainer.board import Board
 from trainer.config import RunOptions, RunSection, Section, render_toml
-from trainer.errors import ConfigError, NotFinite, Stopped, TrainerError
+from trainer.errors import ConfigError, NotFinite, TrainerError
 from trainer.identity import config_digest, identity, refuse_changes
 from trainer.metrics import RunMetrics, Stage
 from trainer.progress import StepProgress
@@ -130,8 +130,8 @@ class Loop:
         `take_step` gets the step's index from 0; `after_step` the number of steps done, and may return
         further metrics, as may `at_start`, which is called before the first step, resumed or not.
         `shown` maps metrics to their names in the live line.
-        Raises Stopped after SIGTERM, NotFinite after three skipped steps in a row, and what the steps
-        raise: if it is resumable, after a checkpoint.
+        Raises Stopped after SIGTERM or StopRun, NotFinite after three skipped steps in a row, and what the
+        steps raise: if it is resumable, after a checkpoint.
         """
         resumed = self.step if self._run.checkpoint else None
         with (
@@ -206,7 +206,9 @@ class Loop:
         if stop or due or done:
             self._save()
         if stop and not done:
-            raise Stopped(f"stopped after step {self.step} of {self._total}; go on with --resume")
+            raise self._run.stop.error(
+                f"stopped after step {self.step} of {self._total}; go on with --resume"
+            )
 
     def _save(self) -> None:
         config = self._run.config

@@ -1,4 +1,8 @@
-"""SIGTERM as a wish: the step under way is finished, a checkpoint written, and the process exits with 75."""
+"""Stopping as a wish: the step under way is finished, a checkpoint written, and the process ends.
+
+After SIGTERM, by which machines are cleared, with 75: start me again. After StopRun, which somebody
+meant, with 0.
+"""
 
 import os
 import signal
@@ -6,6 +10,8 @@ import threading
 import time
 from types import FrameType, TracebackType
 from typing import Self
+
+from trainer.errors import Stopped, StoppedByCall
 
 PARENT_POLL_S = 0.5
 
@@ -18,14 +24,25 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self.meant = False
+        """Whether somebody asked by `ask`, so that the run isn't to go on by itself."""
 
     @property
     def requested(self) -> bool:
-        """Whether SIGTERM has come."""
+        """Whether the run is to stop."""
         return self._event.is_set()
 
+    def ask(self) -> None:
+        """Asks the run to stop, from any thread, as SIGTERM does."""
+        self.meant = True
+        self._event.set()
+
+    def error(self, reason: str) -> Stopped:
+        """What ends the run once it has stopped."""
+        return StoppedByCall(reason) if self.meant else Stopped(reason)
+
     def wait(self, seconds: float) -> bool:
-        """Sleeps, but not past SIGTERM, in any thread; whether it has come."""
+        """Sleeps, but not past a wish to stop, in any thread; whether there is one."""
         return self._event.wait(seconds)
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ from plaudit.cli.check import check
 from plaudit.cli.exits import EXIT_ARGUMENTS, EXIT_FAILED, EXIT_UNREACHABLE
 from plaudit.cli.generate import generate
 from plaudit.cli.rank import compare, rank
-from plaudit.cli.run import run
+from plaudit.cli.run import app as run_app
 from plaudit.cli.score import score
 from plaudit.cli.status import status
 
@@ -28,8 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (score, rank, compare, status, check, generate, run):
+for command in (score, rank, compare, status, check, generate):
     app.command()(command)
+app.add_typer(run_app, name="run")
 
 
 def _print_version(wanted: bool) -> None:

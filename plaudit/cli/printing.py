@@ -13,7 +13,7 @@ WIDTH_OF_FILES = 160
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    print(json.dumps(value, default=plain, ensure_ascii=False, indent=2))
 
 
 def print_table(table: "Table") -> None:
@@ -34,7 +34,8 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """What JSON has for an array or a moment."""
     import numpy as np
 
     if isinstance(value, np.ndarray):

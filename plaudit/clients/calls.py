@@ -84,6 +84,21 @@ class Client(Connection):
             raise stopped_by[0]
         return response
 
+    def _receive(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float
+    ) -> Iterator[ResponseT]:
+        """The responses of one stream, which ends after `timeout` at the latest."""
+        tries = self.tries(method, timeout)
+        channel = self._channels[tries.first.channel_index]
+        call = channel.unary_stream(method.path, _to_bytes, method.response.FromString)
+        responses = call(request, **tries.first.arguments(tries.left))
+        try:
+            yield from responses
+        except grpc.RpcError as error:
+            raise tries.failure(tries.first, error, partial(_is_ready, channel)) from error
+        finally:
+            responses.cancel()
+
     def _open_stream(
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
     ) -> OpenedStream[ResponseT]:
@@ -146,6 +161,22 @@ class AsyncClient(Connection):
                     if pause is None or await self._closes_within(pause):
                         raise failure from error
         raise AssertionError("tries have no end of their own")
+
+    async def _receive(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float
+    ) -> AsyncIterator[ResponseT]:
+        """As Client._receive."""
+        tries = self.tries(method, timeout)
+        channel = self._channels[tries.first.channel_index]
+        call = channel.unary_stream(method.path, _to_bytes, method.response.FromString)
+        responses = call(request, **tries.first.arguments(tries.left))
+        try:
+            async for response in responses:
+                yield response
+        except grpc.RpcError as error:
+            raise tries.failure(tries.first, error, partial(_is_ready_async, channel)) from error
+        finally:
+            responses.cancel()
 
     async def _send(
         self, method: Method[RequestT, ResponseT], requests: Iterable[RequestT], timeout: float | None

@@ -37,7 +37,7 @@ IDEMPOTENT = {
     "plaudit.v1.PolicyService": ("Generate", "GetPolicy"),
     "plaudit.v1.ReferenceService": ("ComputeLogprobs", "GetReference"),
     "plaudit.v1.RewardService": ("Score", "Rank", "Compare", "GetModel", "ListModels"),
-    "plaudit.v1.TrainerService": ("GetRun",),
+    "plaudit.v1.TrainerService": ("GetRun", "StopRun"),
 }
 
 # gRPC adds jitter to the backoff, and obeys grpc-retry-pushback-ms instead where a service sends it.

@@ -220,3 +220,13 @@ class Run:
     """Newest whole checkpoint, a path on the trainer's machine; empty before the first."""
     error: str
     """What ended the run; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something about a run has changed."""
+
+    number: int
+    """From 1 on within the run; where numbers are missing, events were older than what the trainer keeps."""
+    run: Run
+    """After the event."""

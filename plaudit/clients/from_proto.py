@@ -189,9 +189,8 @@ def listed_models(response: reward_pb2.ListModelsResponse) -> tuple[data_reward.
     )
 
 
-def run(response: trainer_pb2.GetRunResponse) -> data.Run:
-    """The run of the trainer that was asked."""
-    message = response.run
+def run(message: trainer_pb2.Run) -> data.Run:
+    """A training run."""
     return data.Run(
         run_id=message.run_id,
         stage=STAGES.get(message.stage, "unspecified"),

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/trainer.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n\rGetRunRequest\"\xe3\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12 \n\x05stage\x18\x02 \x01(\x0e\x32\x11.plaudit.v1.Stage\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.plaudit.v1.RunState\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x04\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_step_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07metrics\x18\x08 \x03(\x0b\x32\x1c.plaudit.v1.Run.MetricsEntry\x12\x12\n\ncheckpoint\x18\t \x01(\t\x12\r\n\x05\x65rror\x18\n \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.plaudit.v1.Run*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n\tSTAGE_SFT\x10\x01\x12\x16\n\x12STAGE_REWARD_MODEL\x10\x02\x12\r\n\tSTAGE_PPO\x10\x03*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x15\n\x11RUN_STATE_STOPPED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x32Q\n\x0eTrainerService\x12?\n\x06GetRun\x12\x19.plaudit.v1.GetRunRequest\x1a\x1a.plaudit.v1.GetRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/trainer.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n\rGetRunRequest\"\xe3\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12 \n\x05stage\x18\x02 \x01(\x0e\x32\x11.plaudit.v1.Stage\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.plaudit.v1.RunState\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x04\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_step_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07metrics\x18\x08 \x03(\x0b\x32\x1c.plaudit.v1.Run.MetricsEntry\x12\x12\n\ncheckpoint\x18\t \x01(\t\x12\r\n\x05\x65rror\x18\n \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.plaudit.v1.Run\"0\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"@\n\x10WatchRunResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x1c\n\x03run\x18\x02 \x01(\x0b\x32\x0f.plaudit.v1.Run\"\x10\n\x0eStopRunRequest\"/\n\x0fStopRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.plaudit.v1.Run*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n\tSTAGE_SFT\x10\x01\x12\x16\n\x12STAGE_REWARD_MODEL\x10\x02\x12\r\n\tSTAGE_PPO\x10\x03*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x15\n\x11RUN_STATE_STOPPED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x32\xde\x01\n\x0eTrainerService\x12?\n\x06GetRun\x12\x19.plaudit.v1.GetRunRequest\x1a\x1a.plaudit.v1.GetRunResponse\x12G\n\x08WatchRun\x12\x1b.plaudit.v1.WatchRunRequest\x1a\x1c.plaudit.v1.WatchRunResponse0\x01\x12\x42\n\x07StopRun\x12\x1a.plaudit.v1.StopRunRequest\x1a\x1b.plaudit.v1.StopRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUN_METRICSENTRY']._loaded_options = None
   _globals['_RUN_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_STAGE']._serialized_start=496
-  _globals['_STAGE']._serialized_end=580
-  _globals['_RUNSTATE']._serialized_start=583
-  _globals['_RUNSTATE']._serialized_end=736
+  _globals['_STAGE']._serialized_start=679
+  _globals['_STAGE']._serialized_end=763
+  _globals['_RUNSTATE']._serialized_start=766
+  _globals['_RUNSTATE']._serialized_end=919
   _globals['_GETRUNREQUEST']._serialized_start=73
   _globals['_GETRUNREQUEST']._serialized_end=88
   _globals['_RUN']._serialized_start=91
@@ -46,6 +46,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUN_METRICSENTRY']._serialized_end=446
   _globals['_GETRUNRESPONSE']._serialized_start=448
   _globals['_GETRUNRESPONSE']._serialized_end=494
-  _globals['_TRAINERSERVICE']._serialized_start=738
-  _globals['_TRAINERSERVICE']._serialized_end=819
+  _globals['_WATCHRUNREQUEST']._serialized_start=496
+  _globals['_WATCHRUNREQUEST']._serialized_end=544
+  _globals['_WATCHRUNRESPONSE']._serialized_start=546
+  _globals['_WATCHRUNRESPONSE']._serialized_end=610
+  _globals['_STOPRUNREQUEST']._serialized_start=612
+  _globals['_STOPRUNREQUEST']._serialized_end=628
+  _globals['_STOPRUNRESPONSE']._serialized_start=630
+  _globals['_STOPRUNRESPONSE']._serialized_end=677
+  _globals['_TRAINERSERVICE']._serialized_start=922
+  _globals['_TRAINERSERVICE']._serialized_end=1144
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,16 @@ class TrainerServiceStub:
                 request_serializer=plaudit_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
                 _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/plaudit.v1.TrainerService/WatchRun',
+                request_serializer=plaudit_dot_v1_dot_trainer__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_trainer__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
+        self.StopRun = channel.unary_unary(
+                '/plaudit.v1.TrainerService/StopRun',
+                request_serializer=plaudit_dot_v1_dot_trainer__pb2.StopRunRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_trainer__pb2.StopRunResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -53,6 +63,22 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchRun(self, request, context):
+        """Follows the run: what happened since the caller last heard, then each change as it happens; ends with
+        the run. A caller whose stream breaks goes on where it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopRun(self, request, context):
+        """Asks the run to finish the step under way, write a checkpoint and end. Returns at once; asking again
+        changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +86,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.GetRun,
                     request_deserializer=plaudit_dot_v1_dot_trainer__pb2.GetRunRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_trainer__pb2.GetRunResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=plaudit_dot_v1_dot_trainer__pb2.WatchRunRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_trainer__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'StopRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopRun,
+                    request_deserializer=plaudit_dot_v1_dot_trainer__pb2.StopRunRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_trainer__pb2.StopRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +126,60 @@ class TrainerService:
             '/plaudit.v1.TrainerService/GetRun',
             plaudit_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
             plaudit_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plaudit.v1.TrainerService/WatchRun',
+            plaudit_dot_v1_dot_trainer__pb2.WatchRunRequest.SerializeToString,
+            plaudit_dot_v1_dot_trainer__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.TrainerService/StopRun',
+            plaudit_dot_v1_dot_trainer__pb2.StopRunRequest.SerializeToString,
+            plaudit_dot_v1_dot_trainer__pb2.StopRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,14 @@ class TrainerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     GetRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]
     """The state of the run now."""
+    WatchRun: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchRunRequest, _trainer_pb2.WatchRunResponse]
+    """Follows the run: what happened since the caller last heard, then each change as it happens; ends with
+    the run. A caller whose stream breaks goes on where it was.
+    """
+    StopRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]
+    """Asks the run to finish the step under way, write a checkpoint and end. Returns at once; asking again
+    changes nothing.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -43,6 +51,14 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]  # type: ignore[assignment]
     """The state of the run now."""
+    WatchRun: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchRunRequest, _trainer_pb2.WatchRunResponse]  # type: ignore[assignment]
+    """Follows the run: what happened since the caller last heard, then each change as it happens; ends with
+    the run. A caller whose stream breaks goes on where it was.
+    """
+    StopRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]  # type: ignore[assignment]
+    """Asks the run to finish the step under way, write a checkpoint and end. Returns at once; asking again
+    changes nothing.
+    """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells about the training run of this process."""
@@ -54,5 +70,25 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.GetRunResponse, _abc.Awaitable[_trainer_pb2.GetRunResponse]]:
         """The state of the run now."""
+
+    @_abc_1.abstractmethod
+    def WatchRun(
+        self,
+        request: _trainer_pb2.WatchRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchRunResponse], _abc.AsyncIterator[_trainer_pb2.WatchRunResponse]]:
+        """Follows the run: what happened since the caller last heard, then each change as it happens; ends with
+        the run. A caller whose stream breaks goes on where it was.
+        """
+
+    @_abc_1.abstractmethod
+    def StopRun(
+        self,
+        request: _trainer_pb2.StopRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.StopRunResponse, _abc.Awaitable[_trainer_pb2.StopRunResponse]]:
+        """Asks the run to finish the step under way, write a checkpoint and end. Returns at once; asking again
+        changes nothing.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

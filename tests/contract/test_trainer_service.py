@@ -7,6 +7,7 @@ from trainer.board import Board
 from trainer.config import RunOptions
 from trainer.errors import ConfigError, Stopped
 from trainer.servicer import serve_run, to_proto
+from trainer.stopping import StopSignal
 
 ANY = RunOptions(address="127.0.0.1:0")
 
@@ -17,7 +18,7 @@ def address_of(capsys):
 
 def test_get_run_tells_what_the_board_holds_from_start_to_end(capsys):
     board = Board("nightly-1")
-    with serve_run(board, "ppo", ANY), TrainerClient(address_of(capsys)) as client:
+    with serve_run(board, "ppo", ANY, StopSignal()), TrainerClient(address_of(capsys)) as client:
         run = client.get_run()
         assert (run.run_id, run.stage, run.state, run.step, run.last_step_at) == (
             "nightly-1", "ppo", "starting", 0, None,
@@ -49,32 +50,32 @@ def test_get_run_tells_what_the_board_holds_from_start_to_end(capsys):
 )
 def test_how_a_run_ended_stands_on_the_board(end, state, says):
     board = Board("r")
-    with pytest.raises(type(end)), serve_run(board, "sft", RunOptions()):
+    with pytest.raises(type(end)), serve_run(board, "sft", RunOptions(), StopSignal()):
         raise end
     assert (board.status.state, board.status.error) == (state, says)
     assert to_proto(board.status).state > 3
 
 
 def test_without_an_address_nothing_is_served(capsys):
-    with serve_run(Board("r"), "reward_model", RunOptions()):
+    with serve_run(Board("r"), "reward_model", RunOptions(), StopSignal()):
         assert capsys.readouterr().out == ""
 
 
 def test_an_address_that_is_taken_or_open_to_others_is_a_wrong_configuration(capsys):
-    with serve_run(Board("r"), "ppo", ANY):
+    with serve_run(Board("r"), "ppo", ANY, StopSignal()):
         taken = RunOptions(address=address_of(capsys))
-        with pytest.raises(ConfigError, match="--address"), serve_run(Board("s"), "ppo", taken):
+        with pytest.raises(ConfigError, match="--address"), serve_run(Board("s"), "ppo", taken, StopSignal()):
             pass
     with (
         pytest.raises(ConfigError, match="--insecure"),
-        serve_run(Board("s"), "ppo", RunOptions(address="0.0.0.0:0")),
+        serve_run(Board("s"), "ppo", RunOptions(address="0.0.0.0:0"), StopSignal()),
     ):
         pass
 
 
 def test_a_token_is_asked_for_where_one_is_set(capsys, monkeypatch):
     monkeypatch.setenv("PLAUDIT_TOKEN", "secret")
-    with serve_run(Board("r"), "ppo", ANY):
+    with serve_run(Board("r"), "ppo", ANY, StopSignal()):
         address = address_of(capsys)
         with TrainerClient(address) as client:
             assert client.get_run().run_id == "r"

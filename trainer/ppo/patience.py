@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from plaudit.clients.errors import DeadlineExceeded, Overloaded, PlauditError, Unavailable
-from trainer.errors import Stopped
 from trainer.ppo.roles import RoleUnavailable
 from trainer.stopping import StopSignal
 
@@ -60,7 +59,7 @@ class Waiting:
         logger.warning("%s; trying for another %.0f s", away, left)
         if self._stop.wait(min(max(self._pause, away.cause.retry_after or 0.0), left)):
             reason = f"stopped while waiting for {away.endpoint}: {away.cause.reason}"
-            raise Stopped(reason) from away.cause
+            raise self._stop.error(reason) from away.cause
         self._pause = min(2 * self._pause, LONGEST_WAIT_S)
 
     def _unavailable(self, away: Away) -> RoleUnavailable:

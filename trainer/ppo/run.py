@@ -48,7 +48,7 @@ def run(config: PPOConfig, options: RunOptions) -> None:
         return
     clients = Clients.open(config.services)
     try:
-        with serve_run(opened.board, "ppo", options), _role_errors():
+        with serve_run(opened.board, "ppo", options, opened.stop), _role_errors():
             parts = assemble(config, opened.board.status.run_id, clients, opened.stop)
             show_sizes(config, parts)
             if not options.dry_run:

@@ -42,7 +42,7 @@ def run(config: RewardModelConfig, options: RunOptions) -> None:
     if opened.checkpoint and (config.run.folder / "evaluation.json").exists():
         logger.info("%s has finished already; its model is %s", config.run.name, _output(config))
         return
-    with serve_run(opened.board, "reward_model", options):
+    with serve_run(opened.board, "reward_model", options, opened.stop):
         stage = RewardModelling(config, opened)
         if options.dry_run:
             stage.show_sizes()

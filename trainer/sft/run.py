@@ -47,7 +47,7 @@ def run(config: SFTConfig, options: RunOptions) -> None:
     if opened.checkpoint and evaluation.get("select") == config.sft.select:
         logger.info("%s has finished already; its policy is %s", config.run.name, _policy(config))
         return
-    with serve_run(opened.board, "sft", options):
+    with serve_run(opened.board, "sft", options, opened.stop):
         stage = FineTuning(config, opened)
         if options.dry_run:
             stage.show_sizes()

@@ -121,13 +121,13 @@ def test_run():
         started_at=started,
         metrics={"objective/kl": 1.5},
     )
-    run = from_proto.run(trainer_pb2.GetRunResponse(run=message))
+    run = from_proto.run(message)
     assert (run.stage, run.state, run.step, run.total_steps) == ("ppo", "running", 3, 10)
     assert run.started_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert run.last_step_at is None
     assert (run.metrics, run.checkpoint, run.error) == ({"objective/kl": 1.5}, "", "")
     message.last_step_at.CopyFrom(ended)
-    assert from_proto.run(trainer_pb2.GetRunResponse(run=message)).last_step_at > run.started_at
+    assert from_proto.run(message).last_step_at > run.started_at
 
 
 @pytest.mark.parametrize(

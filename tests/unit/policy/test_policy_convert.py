@@ -1,6 +1,7 @@
 """Every wrong value is named by its path, with what would be right."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from policy_bench import version
@@ -203,7 +204,9 @@ class TestResponses:
         assert message.model.tokenizer_sha256 == bench.engine.facts.tokenizer_sha256
 
     async def test_the_policy(self, bench):
-        message = convert.get_policy_response(bench.engine.facts, bench.engine.version, LIMITS)
+        queue = SimpleNamespace(waiting_items=3, waiting_tokens=70)
+        message = convert.get_policy_response(bench.engine.facts, bench.engine.version, LIMITS, queue)
+        assert (message.queue.items, message.queue.tokens) == (3, 70)
         assert message.dtype == types_pb2.DATA_TYPE_F64
         assert (message.vocabulary_size, message.context_length) == (300, 128)
         assert (message.engine, list(message.eos_token_ids)) == ("torch", [2])
