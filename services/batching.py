@@ -35,6 +35,9 @@ class CallLimits:
     max_tokens: int = 1 << 20
 
 
+LIGHT_SHARE = 4
+"""The part of the budget that a batch takes for a caller of few items beside a bulk caller: it waits for its
+own batch too, and filling that up with the other's items would double the wait."""
 WAITING_CALLS = 4
 """Calls of the largest size that may be in flight together."""
 
@@ -62,8 +65,9 @@ class Batcher(Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
     The caller who has had least is served next, from its oldest item on; the batch is filled up with
-    items of about that length, whoever sent them. Items with the same key that are in flight together
-    are computed once. All methods belong to one event loop.
+    items of about that length, whoever sent them, and for a light caller beside a bulk one not to the
+    brim. Items with the same key that are in flight together are computed once. All methods belong to one
+    event loop.
     """
 
     def __init__(
@@ -203,9 +207,12 @@ class Batcher(Generic[Item, Result]):
     def _next_batch(self) -> "list[Entry[Item, Done[Result]]]":
         batch = self._turns.next_planned()
         if batch is None:
+            budget = self._token_budget
+            if self._turns.is_light(budget):
+                budget //= LIGHT_SHARE
             pool, anchor = self._turns.next_shared()
             lengths = [entry.length for entry in pool]
-            batch = self._turns.take(neighbours(lengths, anchor, self._token_budget))
+            batch = self._turns.take(neighbours(lengths, anchor, budget))
         now = time.monotonic()
         for entry in batch:
             if entry.expire(now):

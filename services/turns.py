@@ -63,6 +63,8 @@ class _Flow(Generic[Item, Result]):
     """What one caller has waiting."""
 
     served: float
+    tokens: int = 0
+    """Of the entries that may share a batch."""
     planned: deque[list[Entry[Item, Result]]] = field(default_factory=deque)
     shared: dict[int, Entry[Item, Result]] = field(default_factory=dict)
     """By number, and so oldest first."""
@@ -88,7 +90,9 @@ class Turns(Generic[Item, Result]):
 
     def add(self, entry: Entry[Item, Result]) -> None:
         """Puts an entry that may share a batch with anybody's."""
-        self._flow(entry.caller).shared[entry.number] = entry
+        flow = self._flow(entry.caller)
+        flow.shared[entry.number] = entry
+        flow.tokens += entry.length
         bisect.insort(self._pool, entry, key=_place)
 
     def add_batch(self, entries: list[Entry[Item, Result]]) -> None:
@@ -99,6 +103,7 @@ class Turns(Generic[Item, Result]):
         """Takes out an entry that came by `add`, if it still waits."""
         flow = self._flows.get(entry.caller)
         if flow is not None and flow.shared.pop(entry.number, None) is not None:
+            flow.tokens -= entry.length
             del self._pool[bisect.bisect_left(self._pool, _place(entry), key=_place)]
             self._leave(entry.caller)
 
@@ -114,6 +119,11 @@ class Turns(Generic[Item, Result]):
         self._leave(caller)
         return batch
 
+    def is_light(self, tokens: int) -> bool:
+        """Whether whose turn it is has fewer than so many tokens waiting, while another has more."""
+        flow = min(self._flows.values(), key=lambda flow: flow.served)
+        return flow.tokens < tokens and any(other.tokens > tokens for other in self._flows.values())
+
     def next_shared(self) -> tuple[Sequence[Entry[Item, Result]], int]:
         """All entries that may share a batch, by length, and the place of the one whose turn it is."""
         flow = min(self._flows.values(), key=lambda flow: flow.served)
@@ -126,7 +136,9 @@ class Turns(Generic[Item, Result]):
         del self._pool[places.start : places.stop]
         self._charge(batch)
         for entry in batch:
-            del self._flows[entry.caller].shared[entry.number]
+            flow = self._flows[entry.caller]
+            flow.tokens -= entry.length
+            del flow.shared[entry.number]
         for caller in {entry.caller for entry in batch}:
             self._leave(caller)
         return batch

@@ -349,6 +349,30 @@ async def test_a_single_item_is_not_behind_all_of_a_bulk_caller():
     assert order == ["bulk", "single", *["bulk"] * 5]
 
 
+async def test_beside_a_bulk_caller_a_light_one_waits_for_a_small_batch():
+    run = Blocked()
+    shared = batcher(run, token_budget=64, max_tokens=10_000)
+    bulk = [f"bulk {number}" for number in range(60)]
+    shared.put(bulk, [8] * 60, Caller("bulk"), keys=bulk)
+    await settle()
+    shared.put(["light"], [8], Caller("light"), keys=["light"])
+    run.opened.set()
+    await shared.wait_for_room(shared._max_items)
+    sizes = [len(batch) for batch in run.batches]
+    assert "light" in run.batches[1]
+    assert sizes[:3] == [8, 2, 8]
+
+
+async def test_a_crowd_of_light_callers_fills_its_batches():
+    run = Blocked()
+    shared = batcher(run, token_budget=64, max_tokens=10_000)
+    for number in range(24):
+        shared.put([number], [8], Caller(str(number)), keys=[number])
+    run.opened.set()
+    await shared.wait_for_room(shared._max_items)
+    assert [len(batch) for batch in run.batches] == [8, 8, 8]
+
+
 async def test_callers_take_turns():
     run = Blocked()
     order = await served(batcher(run), run, (Caller("a"), 3), (Caller("b"), 3))
