@@ -1,0 +1,212 @@
+"""Every overlay and combination of components renders, is what the cluster's schemas say, and is labelled."""
+
+import copy
+import functools
+import json
+import os
+import re
+
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
+from kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime import TrainerV1alpha1TrainingRuntime
+from manifests import (
+    ALL,
+    BASES,
+    COMPONENT,
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    PART,
+    SCENES,
+    VERSION,
+    containers,
+    kustomize,
+    named,
+    objects,
+    of_kind,
+    reference,
+    rendered,
+    templates,
+)
+
+import plaudit
+
+OLDEST, NEWEST = "1.33", "1.37"
+
+
+def dumped(model):
+    """Reads an object by a model of pydantic's and writes it again."""
+    return lambda each: model.model_validate(each).model_dump(by_alias=True, exclude_none=True, mode="json")
+
+
+CUSTOM = {
+    "ScaledObject": dumped(ScaledObject),
+    "PodMonitor": dumped(PodMonitor),
+    "PrometheusRule": dumped(PrometheusRule),
+    "JobSet": lambda each: JobsetV1alpha2JobSet.from_dict(each).to_dict(),
+    "TrainJob": lambda each: TrainerV1alpha1TrainJob.from_dict(each).to_dict(),
+    "TrainingRuntime": lambda each: TrainerV1alpha1TrainingRuntime.from_dict(each).to_dict(),
+}
+"""Kinds of other projects: an object as the published model reads it, less what it doesn't know."""
+ROUTES = ("GRPCRoute", "HTTPRoute")
+CLUSTER_WIDE = ("Namespace", "PriorityClass")
+
+
+@functools.cache
+def validated(text, version):
+    """Several combinations hold the same objects; once is enough."""
+    kubernetes_validate.validate(json.loads(text), version, strict=True)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("scene", SCENES)
+def test_objects_are_valid_to_the_letter_on_the_oldest_and_the_newest_minor(scene, version):
+    for each in objects(scene):
+        if each["kind"] not in CUSTOM and each["kind"] not in ROUTES:
+            validated(json.dumps(each), version)
+
+
+def test_a_misspelt_field_would_be_found():
+    each = copy.deepcopy(named(objects("cpu"), "Deployment", "plaudit-policy"))
+    container = each["spec"]["template"]["spec"]["containers"][0]
+    container["readinesProbe"] = container.pop("readinessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
+        kubernetes_validate.validate(each, NEWEST, strict=True)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_objects_of_other_projects_have_no_field_that_their_models_lack(scene):
+    for each in of_kind(objects(scene), *CUSTOM):
+        assert keeps(CUSTOM[each["kind"]](each), each), reference(each)
+
+
+def test_a_misspelt_field_of_another_project_would_be_found():
+    each = copy.deepcopy(named(objects("production"), "ScaledObject", "plaudit-reward"))
+    each["spec"]["minReplicas"] = each["spec"].pop("minReplicaCount")
+    assert not keeps(CUSTOM["ScaledObject"](each), each)
+
+
+def keeps(read, written):
+    """Whether all that was written was read; a model may add defaults, and leave out what is empty."""
+    if isinstance(written, dict):
+        return all(keeps(read.get(key, {}), each) for key, each in written.items())
+    if isinstance(written, list):
+        return len(read) == len(written) and all(map(keeps, read, written))
+    return read == written
+
+
+def test_routes_have_the_shape_of_the_gateway_api():
+    """No package carries its schemas whole, so the few fields that are used are held here."""
+    for each in of_kind(objects("production"), *ROUTES):
+        assert each["apiVersion"] == "gateway.networking.k8s.io/v1"
+        assert each["spec"].keys() == {"parentRefs", "hostnames", "rules"}
+        assert all(parent.keys() == {"name", "namespace"} for parent in each["spec"]["parentRefs"])
+        for rule in each["spec"]["rules"]:
+            assert rule.keys() == {"matches", "backendRefs"}
+            assert all(to.keys() == {"name", "port"} for to in rule["backendRefs"])
+            for match in rule["matches"]:
+                kind, what = {"GRPCRoute": ("method", {"service"}), "HTTPRoute": ("path", {"type", "value"})}[
+                    each["kind"]
+                ]
+                assert match.keys() == {kind} and match[kind].keys() == what
+
+
+@pytest.mark.parametrize("components", [BASES[name][1] for name in BASES if name.startswith("everything")])
+def test_the_order_of_components_does_not_matter(components):
+    def by_name(found):
+        return {reference(each): normal(each) for each in found}
+
+    assert by_name(rendered("base", components)) == by_name(rendered("base", components[::-1]))
+
+
+def normal(value):
+    """Lists of named things, which Kubernetes merges by name, in one order; arguments too."""
+    if isinstance(value, dict):
+        return {key: normal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return sorted((normal(each) for each in value), key=str)
+    return value
+
+
+def test_every_component_is_in_a_combination():
+    assert set(COMPONENTS) == {name for _, names in BASES.values() for name in names}
+    assert {"autoscaling-hpa", "autoscaling-keda", "jobset", "trainjob", "oci-models", *ALL} == set(
+        COMPONENTS
+    )
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_object_has_all_labels_and_the_namespace(scene):
+    for each in objects(scene):
+        labels = each["metadata"]["labels"]
+        assert labels[COMPONENT], reference(each)
+        assert labels | standard_labels() == labels, reference(each)
+        namespace = None if each["kind"] in CLUSTER_WIDE else "plaudit"
+        assert each["metadata"].get("namespace") == namespace, reference(each)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_pod_has_all_labels_and_no_selector_holds_the_version(scene):
+    for name, template in templates(objects(scene)):
+        labels = template["metadata"]["labels"]
+        assert labels[COMPONENT] and labels | standard_labels() == labels, name
+    for each in of_kind(objects(scene), "Deployment"):
+        assert each["spec"]["selector"]["matchLabels"].keys() == {PART, COMPONENT}
+
+
+def standard_labels():
+    return {
+        PART: "plaudit",
+        "app.kubernetes.io/instance": "plaudit",
+        "app.kubernetes.io/version": VERSION,
+        "app.kubernetes.io/part-of": "plaudit",
+        "app.kubernetes.io/managed-by": "kustomize",
+    }
+
+
+def test_the_version_is_plaudits_everywhere():
+    assert plaudit.__version__ == VERSION
+    for path in K8S.rglob("*.yaml"):
+        for found in re.findall(r"image: plaudit(?:-vllm)?:([\w.-]+)", path.read_text(encoding="utf-8")):
+            assert found == VERSION, path
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_pinned_and_taken_from_the_node_if_they_are_there(overlay):
+    tag = "0.1.0-cuda" if overlay == "gpu" else VERSION
+    for name, template in templates(objects(overlay)):
+        for container in containers(template):
+            assert container["image"] == f"plaudit:{tag}", name
+            assert container["imagePullPolicy"] == "IfNotPresent", name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_of_ones_own_sets_the_image_everywhere(overlay, tmp_path):
+    here = os.path.relpath(K8S / "overlays" / overlay, tmp_path.resolve())
+    image = {"name": "plaudit", "newName": "registry.example.com/team/plaudit", "newTag": "7"}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [here], "images": [image]}))
+    images = {
+        container["image"] for _, each in templates(kustomize(tmp_path)) for container in containers(each)
+    }
+    assert images == {"registry.example.com/team/plaudit:7"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_that_others_rely_on(overlay):
+    found = objects(overlay)
+    assert named(found, "Namespace", "plaudit")
+    for name in ("policy", "reward", "reference", "gateway"):
+        assert named(found, "Deployment", f"plaudit-{name}") and named(found, "Service", f"plaudit-{name}")
+    assert named(found, "Job", "plaudit-trainer")
+
+
+@pytest.mark.parametrize("overlay", ["local", "cpu", "gpu"])
+def test_a_bare_cluster_takes_it(overlay):
+    """No kind that a CRD brings."""
+    kinds = {each["kind"] for each in objects(overlay)}
+    assert not kinds & {*CUSTOM, *ROUTES}
