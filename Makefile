@@ -3,6 +3,7 @@
 #   make bench [ARGS="…"]      the reward service beside other ways to score, into docs/benchmarks.md
 #   make test                    all tests with coverage
 #   make lint                    style, types, import rules, protos
+#   make image [BUILDER=docker] [IMAGE_ARGS="…"]   plaudit:VERSION, for every role
 #   make protos                  regenerate plaudit/v1 from protos/, services/oip from third_party/
 #   make trainers                verl and OpenRLHF as released, in build/trainers; tests of plaudit.adapters use it
 
@@ -11,8 +12,11 @@ SEED ?= 0
 KEEP ?=
 SET ?=
 ARGS ?=
+BUILDER ?= docker
+IMAGE_ARGS ?=
 
 VENV := .venv
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' plaudit/__init__.py)
 BIN := $(VENV)/bin
 PINS := -c constraints.txt
 PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto)) third_party/inference/open_inference.proto
@@ -20,7 +24,7 @@ PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto)) third_party/inference/op
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos -I services/oip=third_party/inference \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
 
-.PHONY: run bench test lint protos protos-check trainers
+.PHONY: run bench test lint image protos protos-check trainers
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
@@ -40,6 +44,9 @@ lint: $(VENV)/dev.done
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(MAKE) --no-print-directory protos-check
+
+image:
+	$(BUILDER) build --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) -t plaudit:$(VERSION) .
 
 protos: $(VENV)/dev.done
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTOS)
