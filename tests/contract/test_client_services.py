@@ -40,9 +40,11 @@ from services.reference.service import reference_service
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
 from services.rpc.command import ModelOptions
+from services.rpc.interceptors import Readiness
 from services.rpc.server import ServerOptions, Service
 from trainer.board import Board
 from trainer.servicer import FULL_NAME, TrainerServicer
+from trainer.stopping import StopSignal
 
 CPU = choose_placement("cpu", "float32", 1)
 
@@ -263,7 +265,7 @@ def serve_board(board):
         return ""
 
     def service():
-        servicer = TrainerServicer(board)
+        servicer = TrainerServicer(board, StopSignal(), Readiness())
         return Service(
             name="trainer",
             full_names=(FULL_NAME,),

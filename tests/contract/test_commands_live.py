@@ -16,9 +16,11 @@ from services.reference.service import reference_service
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
 from services.rpc.command import ModelOptions
+from services.rpc.interceptors import Readiness
 from services.rpc.server import Service
 from trainer.board import Board
 from trainer.servicer import FULL_NAME, TrainerServicer
+from trainer.stopping import StopSignal
 
 PLAUDIT = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
 WORDS = ("film", "good", "dull", "lifeless", "a", "story", "what", "performance", "not", "worth", "seeing")
@@ -154,7 +156,7 @@ def trainer_service():
     async def load():
         return ""
 
-    servicer = TrainerServicer(Board("run-1"))
+    servicer = TrainerServicer(Board("run-1"), StopSignal(), Readiness())
     return Service(
         name="trainer",
         full_names=(FULL_NAME,),

@@ -67,9 +67,10 @@ def test_every_option_is_named(command):
 
 
 def test_options_that_are_named_exist():
+    below = [each for group in COMMANDS.values() for each in getattr(group, "commands", {}).values()]
     known = {
         opt
-        for each in COMMANDS.values()
+        for each in (*COMMANDS.values(), *below)
         for option in each.params
         for opt in (*option.opts, *option.secondary_opts)
     }

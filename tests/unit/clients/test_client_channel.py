@@ -331,6 +331,6 @@ def test_sync_and_async_clients_have_the_same_methods(name):
 def _without_streams(signatures):
     """A stream's items and results are async ones there; its options are the same."""
     return {
-        method: list(signature.parameters) if method == "score_many" else signature
+        method: list(signature.parameters) if method in ("score_many", "watch_run") else signature
         for method, signature in signatures.items()
     }
