@@ -110,7 +110,11 @@ class Batcher(Generic[Item, Result]):
         items that haven't begun never run. Raises Overloaded, TooLate, and what `run_batch` raises.
         """
         futures = self.put(items, lengths, caller or Caller())
-        return [done.value for done in await self.collect(futures)]
+        try:
+            return [done.value for done in await asyncio.gather(*futures)]
+        finally:
+            for future in futures:
+                future.cancel()
 
     def put(
         self,
@@ -142,14 +146,6 @@ class Batcher(Generic[Item, Result]):
         if self._turns and self._pump is None:
             self._pump = asyncio.create_task(self._run())
         return futures
-
-    async def collect(self, futures: "Sequence[asyncio.Future[Done[Result]]]") -> list[Done[Result]]:
-        """All results. If one fails or the caller is cancelled, the rest is withdrawn; raises as `submit`."""
-        try:
-            return await asyncio.gather(*futures)
-        finally:
-            for future in futures:
-                future.cancel()
 
     async def wait_for_room(self, items: int) -> None:
         """Returns when so many more items would be admitted."""

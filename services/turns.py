@@ -109,8 +109,7 @@ class Turns(Generic[Item, Result]):
 
     def next_planned(self) -> list[Entry[Item, Result]] | None:
         """Takes the batch whose turn it is; None if it is the turn of an entry that may share one."""
-        caller = min(self._flows, key=lambda name: self._flows[name].served)
-        flow = self._flows[caller]
+        caller, flow = self._due
         self._now = flow.served
         if not flow.planned_is_next:
             return None
@@ -121,12 +120,12 @@ class Turns(Generic[Item, Result]):
 
     def is_light(self, tokens: int) -> bool:
         """Whether whose turn it is has fewer than so many tokens waiting, while another has more."""
-        flow = min(self._flows.values(), key=lambda flow: flow.served)
+        _, flow = self._due
         return flow.tokens < tokens and any(other.tokens > tokens for other in self._flows.values())
 
     def next_shared(self) -> tuple[Sequence[Entry[Item, Result]], int]:
         """All entries that may share a batch, by length, and the place of the one whose turn it is."""
-        flow = min(self._flows.values(), key=lambda flow: flow.served)
+        _, flow = self._due
         oldest = next(iter(flow.shared.values()))
         return self._pool, bisect.bisect_left(self._pool, _place(oldest), key=_place)
 
@@ -142,6 +141,11 @@ class Turns(Generic[Item, Result]):
         for caller in {entry.caller for entry in batch}:
             self._leave(caller)
         return batch
+
+    @property
+    def _due(self) -> tuple[tuple[str, float], _Flow[Item, Result]]:
+        """Whose turn it is, and what it has waiting."""
+        return min(self._flows.items(), key=lambda each: each[1].served)
 
     def _flow(self, caller: tuple[str, float]) -> _Flow[Item, Result]:
         return self._flows.setdefault(caller, _Flow(self._now))

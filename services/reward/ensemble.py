@@ -10,6 +10,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from services.errors import InvalidInput
 from services.reward.config import EnsembleSpec
@@ -29,9 +30,9 @@ class Ensemble:
         self._members = members
         self._combine = combiner(spec.combine, spec.deviation_factor)
 
-    @property
+    @cached_property
     def facts(self) -> ModelFacts:
-        """What holds for all members; `tokenizer_sha256` is empty where they differ in it."""
+        """What holds for all members, who are loaded; `tokenizer_sha256` is empty where they differ in it."""
         every = [member.facts for member in self._members]
         tokenizers = {facts.tokenizer_sha256 for facts in every}
         return ModelFacts(

@@ -10,6 +10,8 @@ from services.errors import InvalidInput, ServiceError
 from services.reward.items import Item, ModelFacts, Score, ScoreNotFinite
 
 Combination = Literal["", "mean", "min", "mean_minus_std", "weighted_sum"]
+TRUNCATIONS = ("error", "left", "right")
+"""What may happen to an item that is too long: it is refused, or loses that side."""
 Outcome = Score | InputError | ServiceError | ScoreNotFinite
 """What becomes of one item."""
 
@@ -19,7 +21,7 @@ class Options:
     """How a caller wants its items scored."""
 
     truncation: str = "error"
-    """"error", "left" or "right"."""
+    """One of TRUNCATIONS."""
     caller: str = ""
     weight: float = 1.0
     """The caller's share beside others'."""

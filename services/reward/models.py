@@ -8,8 +8,8 @@ from services.errors import UnknownName
 from services.reward.config import EnsembleSpec, ModelSpec, Spec
 from services.reward.dataplane import PlainModel
 from services.reward.ensemble import Ensemble
-from services.reward.interface import Options, RewardModel, Scored, score
-from services.reward.items import Engine, Item
+from services.reward.interface import RewardModel
+from services.reward.items import Engine
 
 STREAM_WINDOW = 1024
 """Most items that one stream may have in flight."""
@@ -35,11 +35,6 @@ class RewardModels:
         return list(self._models.values())
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of `all`."""
-        return tuple(self._models)
-
-    @property
     def networks(self) -> list[PlainModel]:
         """Those that have a queue of their own."""
         return list(self._networks.values())
@@ -50,10 +45,6 @@ class RewardModels:
         if name not in self._models:
             raise UnknownName("model", name)
         return self._models[name]
-
-    async def score(self, name: str, items: Sequence[Item], options: Options) -> Scored:
-        """Scores with the model of this name; fields are `items[0]` and so on. Raises as interface.score."""
-        return await score(self.get(name), items, [f"items[{index}]" for index in range(len(items))], options)
 
     async def load(self) -> None:
         """Loads every network; raises what loading raises."""

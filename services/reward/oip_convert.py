@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from services.errors import InvalidInput, UnknownName, Violation
 from services.oip import open_inference_pb2 as oip
-from services.reward.interface import RewardModel
+from services.reward.interface import TRUNCATIONS, RewardModel
 from services.reward.items import Pair, Score
 from services.reward.oip_tensors import add_output, raw_contents, read_elements
 
 PLATFORM = "pytorch_transformers"
 INPUTS = ("prompt", "response")
-TRUNCATIONS = ("error", "left", "right")
 
 
 @dataclass(frozen=True)

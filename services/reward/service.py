@@ -45,7 +45,7 @@ def reward_service(
             facts = network.facts
             metrics.add_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
             reward_metrics.watch(network)
-        return "\n".join(f"{name}: {_line(models.get(name).facts)}" for name in models.names)
+        return "\n".join(f"{model.name}: {_line(model.facts)}" for model in models.all)
 
     return Service(
         name="reward",

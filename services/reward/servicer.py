@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from plaudit.v1 import reward_pb2, reward_pb2_grpc
 from services.reward import answers, convert
-from services.reward.interface import Options, Scored, score
+from services.reward.interface import Options, RewardModel, Scored, score
 from services.reward.items import Item
 from services.reward.metrics import RewardMetrics
 from services.reward.models import RewardModels
@@ -60,7 +60,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         model = self._models.get(request.options.model)
         items = convert.rank_items(request, self._models.limits)
         fields = [f"candidates[{index}]" for index in range(len(items))]
-        scored = await self._score_responses(request, items, fields, context)
+        scored = await self._score_responses(model, request, items, fields, context)
         if request.all_or_nothing:
             answers.all_scores(scored.outcomes)
         response = reward_pb2.RankResponse(
@@ -77,7 +77,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         model = self._models.get(request.options.model)
         temperature = convert.temperature(request, model.compare_temperature)
         items = convert.compare_items(request)
-        scored = await self._score_responses(request, items, ("first", "second"), context)
+        scored = await self._score_responses(model, request, items, ("first", "second"), context)
         first, second = answers.all_scores(scored.outcomes)
         with_components = request.options.include_components
         return reward_pb2.CompareResponse(
@@ -103,12 +103,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
     async def _score_responses(
         self,
+        model: RewardModel,
         request: reward_pb2.RankRequest | reward_pb2.CompareRequest,
         items: Sequence[Item],
         fields: Sequence[str],
         context: "Context",
     ) -> Scored:
-        model = self._models.get(request.options.model)
         scored = await score(model, items, fields, _options(request.options, context))
         self._metrics.count(scored.outcomes)
         outcomes = answers.outside_paths(scored.outcomes, fields, len(request.chat.messages))
