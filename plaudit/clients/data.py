@@ -9,10 +9,11 @@ float32 arrays.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, Required, TypeAlias, TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a third of this package's import; who gets an array imports it
+    import numpy as np
+    from numpy.typing import NDArray
 
 DType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16", "unspecified"]
 FinishReason: TypeAlias = Literal["eos", "stop_token", "stop_string", "length", "unspecified"]
@@ -116,9 +117,9 @@ class GeneratedSequence:
     """T ids, the end-of-sequence token included if there is one."""
     text: str
     finish_reason: FinishReason
-    logprobs: NDArray[np.float32]
+    logprobs: "NDArray[np.float32]"
     """[T], natural, of the distribution each token was drawn from; 0 throughout at temperature 0."""
-    logprobs_temperature_1: NDArray[np.float32]
+    logprobs_temperature_1: "NDArray[np.float32]"
     """[T], natural, at temperature 1 over the whole vocabulary."""
     version_spans: tuple[VersionSpan, ...]
     seed: int
@@ -186,7 +187,7 @@ class PushManifest:
 class Logprobs(NamedTuple):
     """Log-probabilities of some sequences, and the model they are of."""
 
-    values: list[NDArray[np.float32]]
+    values: "list[NDArray[np.float32]]"
     """Per sequence, [len(token_ids) − start]."""
     model: ModelVersion
 

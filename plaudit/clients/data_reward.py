@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 
 from plaudit.clients.data import CallLimits, DType, ModelVersion, QueueDepth
 from plaudit.clients.errors import ItemFailure, PlauditError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Truncation: TypeAlias = Literal["error", "left", "right"]
 """What becomes of an item with more tokens than the model reads: it fails, or loses its first or last."""
@@ -79,11 +80,13 @@ class Scores(Sequence[Reward | ItemFailure]):
     timing: Timing
 
     @property
-    def rewards(self) -> NDArray[np.float32]:
+    def rewards(self) -> "NDArray[np.float32]":
         """[B] normalised rewards, for callers who want all or none.
 
         Raises the first item's failure as a PlauditError.
         """
+        import numpy as np  # as in data.py
+
         failed = next((result for result in self.results if isinstance(result, ItemFailure)), None)
         if failed:
             raise PlauditError.of_item(failed)

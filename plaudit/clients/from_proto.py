@@ -5,15 +5,18 @@ A value of an enumeration that is newer than this client reads as "unspecified".
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import grpc
-import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
-from numpy.typing import NDArray
 
 from plaudit.clients import data, data_reward
 from plaudit.clients.errors import ItemFailure, Violation
 from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DTYPES: dict[int, data.DType] = {
     types_pb2.DATA_TYPE_F64: "float64",
@@ -253,7 +256,9 @@ def _limits(message: types_pb2.CallLimits) -> data.CallLimits:
     return data.CallLimits(message.max_items, message.max_tokens, message.max_message_bytes)
 
 
-def _floats(values: Sequence[float]) -> NDArray[np.float32]:
+def _floats(values: Sequence[float]) -> "NDArray[np.float32]":
+    import numpy as np  # as in data.py
+
     return np.array(values, dtype=np.float32)
 
 
