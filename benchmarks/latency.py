@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import grpc
+
 from benchmarks.results import Overhead, UnderLoad
 from benchmarks.served import TIMEOUT_S, pairs, raw
 from benchmarks.workload import Text, marked
 from plaudit.clients import RewardClient
+from plaudit.v1 import reward_pb2, reward_pb2_grpc, types_pb2
 from services.reward.engine import RewardEngine
 from services.reward.items import Encoded
 
-BULK_TIMEOUT_S = 60.0
-"""A bulk caller that has no result for so long has failed."""
+BULK_TIMEOUT_S = 1800.0
+"""A stream that lasts longer has failed."""
+FULL_BATCHES = 20
 
 
 def measure_overhead(engine: RewardEngine, client: RewardClient, texts: Sequence[Text]) -> Overhead:
@@ -30,51 +34,71 @@ def measure_overhead(engine: RewardEngine, client: RewardClient, texts: Sequence
 
 
 def measure_under_load(address: str, texts: Sequence[Text], singles: Sequence[Text]) -> UnderLoad:
-    """Asks for `singles` one after the other while another caller streams `texts` without end."""
-    with RewardClient(address, caller="single", timeout=TIMEOUT_S) as client, _bulk(address, texts):
-        calls, batches = [], []
+    """Asks for `singles` one after the other while another caller streams `texts` without end.
+
+    The stream's batches are timed before that: beside a single item, some are cut short for its sake.
+    """
+    with (
+        RewardClient(address, caller="single", timeout=TIMEOUT_S) as client,
+        _bulk(address, texts) as batches,
+    ):
+        full_batches = tuple(batches)
+        calls = []
         for text in singles:
             began = time.perf_counter()
             scores = client.score(pairs([text]))
             calls.append(time.perf_counter() - began)
-            batches.append(scores.timing.compute_seconds)
             raw(scores[0])
-    return UnderLoad(calls, batches)
+    return UnderLoad(calls, full_batches)
 
 
 @contextmanager
-def _bulk(address: str, texts: Sequence[Text]) -> Iterator[None]:
-    """A bulk caller in a thread of its own, whose window is full when the block begins.
+def _bulk(address: str, texts: Sequence[Text]) -> Iterator[list[float]]:
+    """A bulk caller in a thread of its own, which has had FULL_BATCHES to itself when the block begins.
 
-    Raises what it has failed with.
+    Gives the seconds that its batches take to compute, by the service's own account. Raises what it has
+    failed with.
     """
+    batches: list[float] = []
     full, enough = threading.Event(), threading.Event()
     failed: list[Exception] = []
 
     def run() -> None:
-        with RewardClient(address, caller="bulk", timeout=BULK_TIMEOUT_S) as client:
-            results = client.score_many(marked(pairs(texts)))
+        with grpc.insecure_channel(address) as channel:
+            stream = reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(
+                _endless(texts), timeout=BULK_TIMEOUT_S, metadata=(("x-plaudit-caller", "bulk"),)
+            )
             try:
-                while not enough.is_set():
-                    raw(next(results))
-                    full.set()
-            except Exception as error:
+                for response in stream:
+                    batches.append(response.timing.compute_seconds)
+                    if len(batches) == FULL_BATCHES:
+                        full.set()
+                    if enough.is_set():
+                        break
+            except grpc.RpcError as error:
                 failed.append(error)
                 full.set()
             finally:
-                results.close()
+                stream.cancel()
 
     thread = threading.Thread(target=run, name="bulk")
     thread.start()
     try:
         full.wait()
         if not failed:
-            yield
+            yield batches
     finally:
         enough.set()
         thread.join()
     if failed:
         raise failed[0]
+
+
+def _endless(texts: Sequence[Text]) -> Iterator[reward_pb2.ScoreStreamRequest]:
+    """One item a message; the service reads as much as it takes."""
+    for number, (prompt, response) in enumerate(marked(pairs(texts))):
+        item = reward_pb2.ScoreItem(pair=types_pb2.TextPair(prompt=prompt, response=response))
+        yield reward_pb2.ScoreStreamRequest(items=[reward_pb2.StreamItem(item_id=str(number), item=item)])
 
 
 def _seconds(way: Callable[[], object]) -> float:

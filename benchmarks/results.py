@@ -71,12 +71,12 @@ class UnderLoad:
 
     calls: list[float]
     """Seconds of each call."""
-    batches: list[float]
-    """Seconds that the batch of each call took to compute, by the service's own account."""
+    batches: Sequence[float]
+    """Seconds that the bulk caller's batches took to compute before, by the service's own account."""
 
     @property
     def ratio(self) -> float:
-        """The p99 of calls over the median batch."""
+        """The p99 of calls over the bulk caller's median batch."""
         return percentile(self.calls, 0.99) / median(self.batches)
 
 

@@ -86,7 +86,8 @@ def _targets(results: Results) -> list[str]:
         [f"one item: p50 of a call less p50 of a bare forward ({bare:.1f} ms)", f"{overhead.text(1)} ms",
          f"≤ {OVERHEAD_TARGET_MS:g} ms", _met(overhead.median <= OVERHEAD_TARGET_MS)],
         [f"one item beside a full stream: p99 of {len(load.calls)} calls "
-         f"({percentile(load.calls, 0.99):.2f} s) over the median batch ({median(load.batches):.2f} s)",
+         f"({percentile(load.calls, 0.99):.2f} s) over the stream's median batch "
+         f"({median(load.batches):.2f} s)",
          f"{load.ratio:.2f}", f"≤ {LOAD_TARGET:g}",
          _met(load.ratio <= LOAD_TARGET)],
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Every contestant gives the same scores for the same texts, and does what its line in the table says."""
 
+import grpc
 import httpx
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.padding import streamed_padding_share
 from benchmarks.run import run_rounds
 from benchmarks.served import OpenRlhfCalls, OpenRlhfList, Streamed, Unary, raw
 from benchmarks.workload import make_texts, read_sentences
-from plaudit.clients import ItemFailure, RewardClient, Unreachable
+from plaudit.clients import ItemFailure, RewardClient
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
@@ -187,8 +188,8 @@ def test_overhead_has_each_text_by_both_ways(engine, address, texts):
 
 def test_single_items_are_answered_beside_a_bulk_caller_that_then_stops(address, texts):
     found = measure_under_load(address, texts, texts[:3])
-    assert len(found.calls) == len(found.batches) == 3
-    assert all(batch > 0 for batch in found.batches)
+    assert len(found.calls) == 3
+    assert len(found.batches) >= latency.FULL_BATCHES and all(batch > 0 for batch in found.batches)
     assert found.ratio > 0
     with RewardClient(address) as client:
         client.score([("the film", " is good")])
@@ -197,7 +198,7 @@ def test_single_items_are_answered_beside_a_bulk_caller_that_then_stops(address,
 
 def test_a_bulk_caller_that_fails_ends_the_measurement(texts, monkeypatch):
     monkeypatch.setattr(latency, "BULK_TIMEOUT_S", 0.5)
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(grpc.RpcError, match=r"127\.0\.0\.1:1"):
         measure_under_load("127.0.0.1:1", texts, texts[:1])
 
 
