@@ -3,7 +3,8 @@
 #   make bench [ARGS="…"]      the reward service beside other ways to score, into docs/benchmarks.md
 #   make test                    all tests with coverage
 #   make lint                    style, types, import rules, protos
-#   make image [BUILDER=docker] [IMAGE_ARGS="…"]   plaudit:VERSION, for every role
+#   make image [BUILDER=docker] [IMAGE_ARGS="…"]   plaudit:VERSION, for every role, and plaudit-gateway:VERSION
+#   make sbom                    build/sbom.cdx.json: the packages in .venv; each image has its own
 #   make protos                  regenerate plaudit/v1 from protos/, services/oip from third_party/
 #   make trainers                verl and OpenRLHF as released, in build/trainers; tests of plaudit.adapters use it
 
@@ -23,8 +24,13 @@ PROTOS := $(sort $(wildcard protos/plaudit/v1/*.proto)) third_party/inference/op
 # protoc looks for plugins on PATH, where another environment's may come first.
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos -I services/oip=third_party/inference \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+# Of the images' labels, what the Dockerfile can't know. A checkout with changes has "-dirty" as its revision.
+REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+BUILD = $(BUILDER) build --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) \
+  --label org.opencontainers.image.revision=$(REVISION) \
+  --label org.opencontainers.image.created=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 
-.PHONY: run bench test lint image protos protos-check trainers
+.PHONY: run bench test lint image sbom protos protos-check trainers
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
@@ -46,7 +52,13 @@ lint: $(VENV)/dev.done
 	$(MAKE) --no-print-directory protos-check
 
 image:
-	$(BUILDER) build --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) -t plaudit:$(VERSION) .
+	$(BUILD) --target gateway -t plaudit-gateway:$(VERSION) .
+	$(BUILD) -t plaudit:$(VERSION) .
+
+# Not validated: that takes a minute, and making it a second.
+sbom: $(VENV)/dev.done
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --no-validate --output-reproducible -o build/sbom.cdx.json $(BIN)/python
 
 protos: $(VENV)/dev.done
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTOS)

@@ -7,7 +7,7 @@ from grpc import aio
 from benchmarks.served import Streamed
 from benchmarks.workload import Text
 from plaudit.v1 import reward_pb2_grpc
-from services.batching import CallLimits
+from services.batching import CallLimits, Ran
 from services.reward.config import ModelSpec
 from services.reward.engine import RewardEngine
 from services.reward.metrics import RewardMetrics
@@ -22,16 +22,16 @@ from services.rpc.server import ServerMetrics, Service
 def streamed_padding_share(engine: RewardEngine, texts: Sequence[Text]) -> float:
     """Share of the computed tokens that is padding, by the batcher's own count.
 
-    In a server in this process, since only there the batcher can be asked; `engine` computes.
+    In a server in this process, since only there the batcher can be heard; `engine` computes.
     """
+    ran: list[Ran] = []
     models = RewardModels([ModelSpec("reward", "")], lambda _: engine, CallLimits())
-    with serve_in_background(lambda: _service(models)) as server:
+    with serve_in_background(lambda: _service(models, ran)) as server:
         Streamed(server.address).score(texts)
-        (network,) = models.networks
-        return 1 - network.batcher.computed_tokens / network.batcher.padded_tokens
+    return 1 - sum(batch.tokens for batch in ran) / sum(batch.padded_tokens for batch in ran)
 
 
-def _service(models: RewardModels) -> Service:
+def _service(models: RewardModels, ran: list[Ran]) -> Service:
     metrics = ServerMetrics()
 
     def register(server: aio.Server) -> None:
@@ -40,6 +40,8 @@ def _service(models: RewardModels) -> Service:
 
     async def load() -> str:
         await models.load()
+        (network,) = models.networks
+        network.batcher.on_batch = ran.append
         return ""
 
     return Service("reward", (FULL_NAME,), register, load, models.close, metrics)

@@ -61,6 +61,18 @@ class Done(Generic[Result]):
     compute_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Ran:
+    """A batch that has run, well or not."""
+
+    queue_seconds: Sequence[float]
+    """What each of its items waited."""
+    compute_seconds: float
+    tokens: int
+    padded_tokens: int
+    """The same with padding."""
+
+
 class Batcher(Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
@@ -96,10 +108,10 @@ class Batcher(Generic[Item, Result]):
         self._room = asyncio.Event()
         self.waiting_items = 0
         self.waiting_tokens = 0
-        self.computed_tokens = 0
-        """Tokens that were computed so far, without padding."""
-        self.padded_tokens = 0
-        """The same with padding."""
+        self.on_batch: Callable[[Ran], None] = lambda ran: None
+        """Hears of every batch that has run."""
+        self.on_cache_hit: Callable[[], None] = lambda: None
+        """Hears of every item whose result had been kept."""
 
     async def submit(
         self, items: Sequence[Item], lengths: Sequence[int], caller: Caller | None = None
@@ -158,6 +170,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         if key in self._cache:
             self._cache.move_to_end(key)
+            self.on_cache_hit()
             future.set_result(Done(self._cache[key]))
         elif (entry := self._by_key.get(key)) is not None:
             entry.deadline = _later(entry.deadline, caller.deadline)
@@ -232,8 +245,13 @@ class Batcher(Generic[Item, Result]):
             for entry in batch:
                 self._forget(entry)
                 entry.fail(error)
-        self.computed_tokens += sum(entry.length for entry in batch)
-        self.padded_tokens += max(entry.length for entry in batch) * len(batch)
+        self._tell(batch, began)
+
+    def _tell(self, batch: "list[Entry[Item, Done[Result]]]", began: float) -> None:
+        lengths = [entry.length for entry in batch]
+        waited = [began - entry.since for entry in batch]
+        seconds = time.perf_counter() - began
+        self.on_batch(Ran(waited, seconds, sum(lengths), max(lengths) * len(lengths)))
 
     def _remember(self, key: Hashable, value: Result) -> None:
         if self._cache_items and key is not None:

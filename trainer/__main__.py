@@ -18,7 +18,7 @@ import typer
 from lm.errors import LmError
 from trainer.config import RunOptions, Section, load_config, render_toml
 from trainer.errors import ConfigError, ServiceUnreachable, TrainerError
-from trainer.stopping import end_with_parent
+from trainer.stopping import end_early_on_sigterm, end_with_parent
 
 EXIT_USAGE = ConfigError.exit_code
 EXIT_INTERRUPTED = 130
@@ -140,7 +140,10 @@ def _command(stage: Stage) -> Callable[..., None]:
             typer.echo(render_toml(loaded), nl=False)
             return
         options = RunOptions(resume, dry_run, address, metrics_address, insecure)
-        importlib.import_module(f"{stage.module}.run").run(loaded, options)
+        from services.rpc.tracing import traced  # brings gRPC, which --help needn't wait for
+
+        with traced("trainer"):
+            importlib.import_module(f"{stage.module}.run").run(loaded, options)
 
     return command
 
@@ -157,4 +160,5 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    end_early_on_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails
 from trainer.errors import ConfigError
 
 TomlValue: TypeAlias = Any
+TrackerName = Literal["tensorboard", "wandb"]
 ENVIRONMENT_PREFIX = "PLAUDIT_"
 
 
@@ -42,7 +43,7 @@ class Section(BaseModel):
 class RunSection(Section):
     """[run]: where a run lives and how it is kept."""
 
-    volatile = frozenset({"directory", "threads", "checkpoint_every", "keep_checkpoints"})
+    volatile = frozenset({"directory", "threads", "checkpoint_every", "keep_checkpoints", "trackers"})
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
     """Names the run; its files go to `directory`/`name`."""
@@ -54,6 +55,8 @@ class RunSection(Section):
     checkpoint_every: Annotated[int, Field(ge=0)] = 50
     """Steps between checkpoints; 0 saves only when stopped and at the end."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    trackers: tuple[TrackerName, ...] = ()
+    """Tools of others that are told what metrics.jsonl and evaluations hold; docs/metrics.md."""
 
     @property
     def folder(self) -> Path:

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,8 @@ from trainer.identity import config_digest, identity, refuse_changes
 from trainer.metrics import RunMetrics, Stage
 from trainer.progress import StepProgress
 from trainer.stopping import StopSignal
+from trainer.tracing import span
+from trainer.trackers import Tracked, Trackers, check_installed
 
 MOST_SKIPS_IN_A_ROW = 3
 LOOP = "loop"
@@ -67,9 +69,10 @@ class Run:
 def open_run(config: Section, section: RunSection, options: RunOptions) -> Run:
     """Finds where to go on, and leaves the effective configuration in the run's folder.
 
-    Raises ConfigError if there is a run of this name and nobody said --resume, or if the checkpoint was
-    made with another configuration.
+    Raises ConfigError if there is a run of this name and nobody said --resume, if the checkpoint was
+    made with another configuration, or if a tracker isn't installed.
     """
+    check_installed(section.trackers)
     checkpoint = checkpoints.latest_whole(section.checkpoints)
     board = Board(f"{section.name}-{secrets.token_hex(4)}")
     if options.dry_run:
@@ -97,6 +100,9 @@ class Loop:
         ConfigError if a digest differs.
         """
         self.step = 0
+        self.metrics: RunMetrics
+        """Open while steps are taken, as are `trackers`."""
+        self.trackers: Trackers
         self._stage, self._run, self._total = stage, run, total
         self._parts, self._digests = parts, digests
         self._skips_in_a_row = 0
@@ -135,25 +141,35 @@ class Loop:
         """
         resumed = self.step if self._run.checkpoint else None
         with (
-            RunMetrics(self._stage, self._run.section.folder, resumed) as metrics,
+            Trackers(Tracked(self._run.config, self._run.section, resumed)) as self.trackers,
+            RunMetrics(self._stage, self._run.section.folder, resumed) as self.metrics,
             self._run.stop as stop,
             StepProgress(self._stage.replace("_", " "), self._total, self.step) as progress,
         ):
             if self._run.options.metrics_address:
-                address = metrics.serve(self._run.options.metrics_address, self._run.options.insecure)
+                address = self.metrics.serve(self._run.options.metrics_address, self._run.options.insecure)
                 print(f"metrics on {address}", flush=True)
             self._run.board.tell(state="running", step=self.step, total_steps=self._total)
-            if at_start and (values := at_start()):
-                metrics.log(self.step, values)
+            if at_start:
+                with self._span("start", self.step):
+                    started = at_start()
+                if started:
+                    self._log(started)
             while self.step < self._total and not self._enough:
-                with self._kept_if_resumable():
-                    values = self._one_step(take_step, after_step, metrics)
+                with self._kept_if_resumable(), self._span("step", self.step + 1):
+                    values = self._one_step(take_step, after_step)
                 progress.advance({label: values[name] for name, label in shown.items()})
                 self._keep(stop.requested)
 
     def finish(self) -> None:
         """Makes the step under way the last one, though the configuration asks for more."""
         self._enough = True
+
+    def _span(self, part: str, step: int) -> AbstractContextManager[None]:
+        return span(f"{self._stage} {part}", run=self._run.section.name, step=step)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        self.trackers.scalars(self.step, self.metrics.log(self.step, values))
 
     @contextmanager
     def _kept_if_resumable(self) -> Iterator[None]:
@@ -169,16 +185,15 @@ class Loop:
         self,
         take_step: Callable[[int], StepResult],
         after_step: Callable[[int], Mapping[str, float]],
-        metrics: RunMetrics,
     ) -> dict[str, float]:
         start = time.monotonic()
         result = take_step(self.step)
         seconds = time.monotonic() - start
         self.step += 1
         if result.skipped:
-            metrics.count("skipped_updates")
+            self.metrics.count("skipped_updates")
         for name, amount in result.counts.items():
-            metrics.count(name, amount)
+            self.metrics.count(name, amount)
         self._skips_in_a_row = self._skips_in_a_row + 1 if result.skipped else 0
         if self._skips_in_a_row == MOST_SKIPS_IN_A_ROW:
             raise NotFinite(
@@ -194,9 +209,9 @@ class Loop:
         try:
             values |= after_step(self.step)
         finally:  # the step was taken, whatever became of what follows it
-            metrics.log(self.step, values)
+            self._log(values)
         board = self._run.board
-        board.tell(step=self.step, last_step_at=datetime.now(UTC), metrics=dict(metrics.latest))
+        board.tell(step=self.step, last_step_at=datetime.now(UTC), metrics=dict(self.metrics.latest))
         return values
 
     def _keep(self, stop: bool) -> None:

@@ -2,7 +2,8 @@
 
     objective/kl  →  gauge plaudit_ppo_objective_kl  and  {"step": 3, "time": …, "objective/kl": 4.2}
 
-The process's own figures (resident memory, open files, …) come with prometheus-client's names.
+The process's own figures (resident memory, open files, …) come with prometheus-client's names, versions and
+weights under the names that the services have.
 Only names of the table can be logged. Counters grow over the whole run, resumed or not; each line of the
 file holds their values so far. PPO's names are TRL's where TRL has them; RECIPE section 4 defines them.
 """
@@ -13,12 +14,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
+from services.rpc.metrics import ModelInfo, export_build_info
 from trainer.errors import ConfigError
 
 Stage = Literal["sft", "reward_model", "ppo"]
@@ -166,6 +169,7 @@ class RunMetrics:
         self.latest: dict[str, float] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        export_build_info(self.registry)
         self._stage: Stage = stage
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
@@ -192,8 +196,11 @@ class RunMetrics:
             else:
                 self._gauges[metric.name] = Gauge(name, metric.help, registry=self.registry)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Sets the gauges `values` and appends one line for `step`. Raises KeyError for an unknown name."""
+    def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Sets the gauges `values` and appends one line for `step`; returns it, counters included.
+
+        Raises KeyError for an unknown name.
+        """
         unknown = sorted(set(values) - self._gauges.keys())
         if unknown:
             raise KeyError(f"not in the table of {self._stage} metrics: {', '.join(unknown)}")
@@ -203,11 +210,17 @@ class RunMetrics:
         numbers = {name: _json_number(value) for name, value in scalars.items()}
         self._file.write(json.dumps({"step": step, "time": now, **numbers}) + "\n")
         self._file.flush()
+        return scalars
 
     def count(self, name: str, amount: float = 1) -> None:
         """Adds to a counter; the next line shows it."""
         self._counters[name].inc(amount)
         self._counts[name] += amount
+
+    @cached_property
+    def model(self) -> ModelInfo:
+        """The weights that were pushed last; exported once a stage that pushes has asked for it."""
+        return ModelInfo(self.registry)
 
     def _show(self, values: Mapping[str, float | None]) -> None:
         for name, value in values.items():

@@ -97,7 +97,8 @@ class Client(Connection):
         except grpc.RpcError as error:
             raise tries.failure(tries.first, error, partial(_is_ready, channel)) from error
         finally:
-            responses.cancel()
+            # Where a tracer intercepts calls, the stream is a plain generator.
+            getattr(responses, "cancel" if hasattr(responses, "cancel") else "close")()
 
     def _open_stream(
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
@@ -240,6 +241,8 @@ def _is_ready(channel: grpc.Channel) -> bool:
     Sync channels tell it in public only to a callback, from a polling thread that dies noisily if the
     channel is closed meanwhile; what that thread asks is asked here directly.
     """
+    while isinstance(inner := getattr(channel, "_channel", None), grpc.Channel):
+        channel = inner  # interceptors, such as a tracer's, are channels around the real one
     try:
         state = channel._channel.check_connectivity_state(False)  # type: ignore[attr-defined]
     except ValueError:  # closed

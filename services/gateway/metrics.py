@@ -8,6 +8,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from services.rpc.metrics import export_build_info
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 BODY_BYTES = tuple(1 << power for power in range(8, 25, 2))
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
@@ -35,6 +37,7 @@ class HttpMetrics:
             buckets=BODY_BYTES,
             registry=registry,
         )
+        export_build_info(registry)
         self.active = Gauge("http_server_active_requests", "Requests being answered.", registry=registry)
 
     def ended(self, method: str, route: str, status: int, seconds: float, body_bytes: int) -> None:

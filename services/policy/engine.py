@@ -147,6 +147,7 @@ class TorchEngine:
         self._running = []
 
     async def _run_batch(self, batch: DecodeBatch[Row]) -> None:
+        self._metrics.count_prompts(row.prompt_ids for row in batch.responses)
         for row in batch.responses:
             row.note_step(self.version)
         while await self._between_steps(batch):

@@ -1,5 +1,7 @@
 """What the policy exports to Prometheus, beside what every server does."""
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -13,6 +15,16 @@ class PolicyMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.tokens = Counter("plaudit_policy_generated_tokens", "Tokens generated.", registry=registry)
+        self.prompt_tokens = Counter(
+            "plaudit_policy_prompt_tokens",
+            "Tokens of the prompts read; the samples of a prompt share them.",
+            registry=registry,
+        )
+        self.padded_prompt_tokens = Counter(
+            "plaudit_policy_padded_prompt_tokens",
+            "The same tokens and the padding of their batches.",
+            registry=registry,
+        )
         self.sequences = Counter(
             "plaudit_policy_sequences",
             "Responses that ended, by reason: eos, stop_token, stop_string, length, or dropped "
@@ -54,3 +66,9 @@ class PolicyMetrics:
             buckets=PUSH_SECONDS,
             registry=registry,
         )
+
+    def count_prompts(self, rows: Iterable[tuple[int, ...]]) -> None:
+        """Counts what a batch reads before its first token; `rows` are the prompts' ids."""
+        lengths = [len(ids) for ids in set(rows)]
+        self.prompt_tokens.inc(sum(lengths))
+        self.padded_prompt_tokens.inc(max(lengths) * len(lengths))

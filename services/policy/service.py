@@ -27,7 +27,7 @@ def policy_service(options: ModelOptions, limits: CallLimits | None = None) -> S
 
     def on_version(version: Version) -> None:
         facts = plane.engine.facts
-        metrics.set_model(
+        metrics.model.set(
             facts.model_id,
             version.weights_sha256,
             facts.tokenizer_sha256,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
+from services.batch_metrics import BatchMetrics
 from services.reference.items import Item
 
 
@@ -15,6 +16,7 @@ class ReferenceMetrics:
         self._tokens = Counter(
             "plaudit_reference_tokens", "Tokens read, prompts included.", registry=registry
         )
+        self.batches = BatchMetrics("reference", registry)
 
     def count(self, items: Sequence[Item]) -> None:
         """Counts the sequences of one call."""

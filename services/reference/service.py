@@ -23,13 +23,15 @@ def reference_service(
     metrics = ServerMetrics()
     make_engine = load_engine or _load_engine
     plane = ReferenceDataPlane(lambda: make_engine(options), limits or CallLimits())
-    servicer = ReferenceServicer(plane, ReferenceMetrics(metrics.registry))
+    reference_metrics = ReferenceMetrics(metrics.registry)
+    servicer = ReferenceServicer(plane, reference_metrics)
 
     async def load() -> str:
         await plane.load()
         facts = plane.facts
-        metrics.set_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
+        metrics.model.set(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
         metrics.watch_queue("reference", plane.batcher)
+        reference_metrics.batches.watch(plane.batcher)
         return f"reference: {facts.model_id}, {facts.placement}, context {facts.context_length}"
 
     return Service(

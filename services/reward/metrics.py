@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.batch_metrics import BatchMetrics
 from services.reward.dataplane import PlainModel
 from services.reward.interface import Outcome
-from services.reward.items import Score
+from services.reward.items import Score, ScoreNotFinite
+
+RESULTS = ("scored", "error", "not_finite")
 
 
 class RewardMetrics:
@@ -14,8 +17,13 @@ class RewardMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._items = Counter(
-            "plaudit_reward_items", "Items answered, scored or error.", ("result",), registry=registry
+            "plaudit_reward_items",
+            "Items answered: scored, error (the item's own), or not_finite (the model gave no number).",
+            ("result",),
+            registry=registry,
         )
+        for result in RESULTS:  # from 0 on, so that the first one is a rise, too
+            self._items.labels(result)
         self._tokens = Counter(
             "plaudit_reward_tokens", "Tokens of the items that were scored.", registry=registry
         )
@@ -25,16 +33,27 @@ class RewardMetrics:
         self._waiting_tokens = Gauge(
             "plaudit_reward_waiting_tokens", "Tokens of those items.", ("model",), registry=registry
         )
+        self._cache_hits = Counter(
+            "plaudit_reward_cache_hits",
+            "Items that were not computed, since their score had been kept.",
+            ("model",),
+            registry=registry,
+        )
+        self._batches = BatchMetrics("reward", registry, ("model",))
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Counts the outcomes of one call."""
         scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+        not_finite = sum(isinstance(outcome, ScoreNotFinite) for outcome in outcomes)
         self._items.labels("scored").inc(len(scores))
-        self._items.labels("error").inc(len(outcomes) - len(scores))
+        self._items.labels("not_finite").inc(not_finite)
+        self._items.labels("error").inc(len(outcomes) - len(scores) - not_finite)
         self._tokens.inc(sum(score.token_count for score in scores))
 
     def watch(self, network: PlainModel) -> None:
-        """Exports how much waits in a network's queue."""
+        """Exports what waits in a network's queue, and what becomes of it."""
         batcher = network.batcher
         self._waiting_items.labels(network.name).set_function(lambda: batcher.waiting_items)
         self._waiting_tokens.labels(network.name).set_function(lambda: batcher.waiting_tokens)
+        self._batches.watch(batcher, network.name)
+        batcher.on_cache_hit = self._cache_hits.labels(network.name).inc

@@ -43,7 +43,7 @@ def reward_service(
         await models.load()
         for network in models.networks:
             facts = network.facts
-            metrics.add_model(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
+            metrics.model.add(facts.model_id, facts.weights_sha256, facts.tokenizer_sha256, facts.dtype)
             reward_metrics.watch(network)
         return "\n".join(f"{model.name}: {_line(model.facts)}" for model in models.all)
 

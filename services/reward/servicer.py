@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from plaudit.v1 import reward_pb2, reward_pb2_grpc
 from services.reward import answers, convert
-from services.reward.interface import Options, RewardModel, Scored, score
+from services.reward.interface import Options, RewardModel, Scored, Timing, score
 from services.reward.items import Item
 from services.reward.metrics import RewardMetrics
 from services.reward.models import RewardModels
@@ -13,6 +13,7 @@ from services.reward.ranking import preference
 from services.reward.stream import ScoreStreamCall
 from services.rpc.calls import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
+from services.rpc.tracing import note
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -39,7 +40,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         return reward_pb2.ScoreResponse(
             results=[answers.result(outcome, with_components) for outcome in scored.outcomes],
             model=answers.model_version(model.facts),
-            timing=answers.timing(scored.timing),
+            timing=_timing(scored.timing),
         )
 
     async def ScoreStream(
@@ -64,7 +65,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         if request.all_or_nothing:
             answers.all_scores(scored.outcomes)
         response = reward_pb2.RankResponse(
-            model=answers.model_version(model.facts), timing=answers.timing(scored.timing)
+            model=answers.model_version(model.facts), timing=_timing(scored.timing)
         )
         top_n = request.top_n if request.HasField("top_n") else None
         answers.ranked(response, scored.outcomes, top_n, request.options.include_components)
@@ -86,7 +87,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             first=answers.reward(first, with_components),
             second=answers.reward(second, with_components),
             model=answers.model_version(model.facts),
-            timing=answers.timing(scored.timing),
+            timing=_timing(scored.timing),
         )
 
     async def GetModel(
@@ -113,6 +114,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self._metrics.count(scored.outcomes)
         outcomes = answers.outside_paths(scored.outcomes, fields, len(request.chat.messages))
         return Scored(outcomes, scored.timing)
+
+
+def _timing(timing: Timing) -> reward_pb2.Timing:
+    """As the answer has it; the call's span has it, too."""
+    note(tokenize_seconds=timing.tokenize, queue_seconds=timing.queue, compute_seconds=timing.compute)
+    return answers.timing(timing)
 
 
 def _options(message: reward_pb2.ScoreOptions, context: "Context") -> Options:

@@ -13,6 +13,7 @@ import typer
 from lm.errors import InputError
 from services.rpc.logs import configure_logging
 from services.rpc.server import EXIT_OPTIONS, ServerOptions, Service, serve
+from services.rpc.tracing import traced
 
 MODEL_HELP = "Hugging Face folder or hub id."
 
@@ -96,6 +97,7 @@ def _command(
         except InputError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(EXIT_OPTIONS) from None
-        raise typer.Exit(asyncio.run(serve(service, options)))
+        with traced(service.name):
+            raise typer.Exit(asyncio.run(serve(service, options)))
 
     return main

@@ -37,6 +37,42 @@ def release() -> str:
         return "unknown"
 
 
+def export_build_info(registry: CollectorRegistry) -> None:
+    """Exports the versions of this process."""
+    labels = ("version", "python", "grpc")
+    info = Gauge("plaudit_build_info", "1, with versions as labels.", labels, registry=registry)
+    info.labels(release(), platform.python_version(), grpc.__version__).set(1)
+
+
+class ModelInfo:
+    """Which weights: their digest among the labels of one series, their step as the value of another."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._model = Gauge("plaudit_model_info", "1, with the model as labels.", _MODEL, registry=registry)
+        self._step = Gauge("plaudit_model_step", "Step of the model's weights.", registry=registry)
+
+    def set(
+        self,
+        model_id: str,
+        weights_sha256: str,
+        tokenizer_sha256: str,
+        dtype: str,
+        *,
+        run_id: str = "",
+        step: int = 0,
+    ) -> None:
+        """Says which weights are meant from now on."""
+        self._model.clear()
+        self.add(model_id, weights_sha256, tokenizer_sha256, dtype, run_id=run_id)
+        self._step.set(step)
+
+    def add(
+        self, model_id: str, weights_sha256: str, tokenizer_sha256: str, dtype: str, *, run_id: str = ""
+    ) -> None:
+        """Says that these weights are meant beside those named before."""
+        self._model.labels(model_id, run_id, weights_sha256, tokenizer_sha256, dtype).set(1)
+
+
 class Queue(Protocol):
     """Something that knows how much waits in it."""
 
@@ -81,32 +117,9 @@ class ServerMetrics:
             buckets=LAG_SECONDS,
             registry=registry,
         )
-        self._model = Gauge(
-            "plaudit_model_info", "1, with the loaded model as labels.", _MODEL, registry=registry
-        )
-        self._step = Gauge("plaudit_model_step", "Step of the loaded weights.", registry=registry)
-        self._build_info()
-
-    def set_model(
-        self,
-        model_id: str,
-        weights_sha256: str,
-        tokenizer_sha256: str,
-        dtype: str,
-        *,
-        run_id: str = "",
-        step: int = 0,
-    ) -> None:
-        """Says which weights serve from now on."""
-        self._model.clear()
-        self.add_model(model_id, weights_sha256, tokenizer_sha256, dtype, run_id=run_id)
-        self._step.set(step)
-
-    def add_model(
-        self, model_id: str, weights_sha256: str, tokenizer_sha256: str, dtype: str, *, run_id: str = ""
-    ) -> None:
-        """Says that these weights serve beside those named before."""
-        self._model.labels(model_id, run_id, weights_sha256, tokenizer_sha256, dtype).set(1)
+        self.model = ModelInfo(registry)
+        """The weights that serve."""
+        export_build_info(registry)
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Exports what `read` returns at each scrape; `read` runs in the scraper's thread."""
@@ -123,11 +136,6 @@ class ServerMetrics:
             due = time.monotonic() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
             self.lag.observe(max(0.0, time.monotonic() - due))
-
-    def _build_info(self) -> None:
-        labels = ("version", "python", "grpc")
-        info = Gauge("plaudit_build_info", "1, with versions as labels.", labels, registry=self.registry)
-        info.labels(release(), platform.python_version(), grpc.__version__).set(1)
 
 
 class MetricsEndpoint:

@@ -16,6 +16,7 @@ from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from lm.errors import InputError, LmError
+from services.rpc import tracing
 from services.rpc.health import Health
 from services.rpc.interceptors import HEALTH, BearerToken, Errors, Metrics, Readiness, RequestIds
 from services.rpc.metrics import MetricsEndpoint, ServerMetrics
@@ -153,7 +154,8 @@ class RunningServer:
 
     def _build(self) -> aio.Server:
         options = self._options
-        interceptors = [RequestIds(), Metrics(self._service.metrics), Errors()]
+        interceptors: list[aio.ServerInterceptor] = tracing.interceptors()
+        interceptors += [RequestIds(), Metrics(self._service.metrics), Errors()]
         if options.token is not None:
             interceptors.append(BearerToken(options.token))
         interceptors.append(self._readiness)

@@ -8,6 +8,7 @@ from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from bare_site import link_into, needed
 from packaging.requirements import Requirement
 
 import plaudit
@@ -77,29 +78,13 @@ def test_it_asks_for_light_things_only(wheel):
     }
 
 
-def needed(requirements, found):
-    """Names of the distributions that `requirements` bring in, theirs included."""
-    for requirement in map(Requirement, requirements or ()):
-        marker = requirement.marker
-        if requirement.name not in found and (marker is None or marker.evaluate({"extra": ""})):
-            found.add(requirement.name)
-            needed(distribution(requirement.name).requires, found)
-    return found
-
-
 @pytest.fixture(scope="module")
 def bare(wheel, tmp_path_factory):
     """A site-packages with the wheel and what it declares, and nothing more."""
     site = tmp_path_factory.mktemp("site-packages")
     zipfile.ZipFile(wheel).extractall(site)
     (info,) = site.glob("*.dist-info")
-    for name in needed(PathDistribution(info).requires, set()):
-        for file in distribution(name).files:
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                link = site / file
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.exists():
-                    link.symlink_to(file.locate())
+    link_into(site, PathDistribution(info).requires)
     return site
 
 
@@ -140,7 +125,7 @@ def test_the_bare_environment_is_bare(bare):
 def test_all_that_it_brings_is_at_most_120_megabytes(bare):
     """Compiled, as pip leaves it."""
     (info,) = bare.glob("plaudit-*.dist-info")
-    brought = [distribution(name) for name in needed(PathDistribution(info).requires, set())]
+    brought = [distribution(name) for name in needed(PathDistribution(info).requires)]
     files = {file.locate() for each in brought for file in each.files}
     own = sum(path.stat().st_size for path in bare.glob("plaudit/**/*") if path.is_file())
     total = own + sum(Path(file).stat().st_size for file in files if Path(file).is_file())

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from gateway_server import client_of, options
+from gateway_server import client_of, options, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway import problems, schemas
@@ -89,6 +89,7 @@ def test_the_options_are_those_that_there_are():
 
 def test_the_metrics_are_those_that_there_are(http):
     http.post("/v1/score", json={"items": []})
+    wait_until(lambda: 'http_route="/v1/score"' in http.get("/metrics").text)  # counted once answered
     said = {name.strip("`"): (kind, set(re.findall(r"`(\w+)`", labels)))
             for name, kind, labels, *_ in rows("Operations")}  # fmt: skip
     found = {}

@@ -213,6 +213,8 @@ async def test_metrics_of_a_call(caller):
     count = sum(len(s.token_ids) for s in response.sequences)
     assert caller.metric("plaudit_policy_generated_tokens_total") == count
     assert caller.metric("plaudit_policy_batch_rows_sum") == count
+    assert caller.metric("plaudit_policy_prompt_tokens_total") == 3 + 1, "both samples read it once"
+    assert caller.metric("plaudit_policy_padded_prompt_tokens_total") == 3 + 3
     assert caller.metric("plaudit_policy_queue_wait_seconds_count") == 1
     assert caller.metric("plaudit_model_step") == 0
 

@@ -81,11 +81,11 @@ def asked(addresses):
         yield ask_them
 
 
-def test_services_of_one_model_fit_and_are_described(asked, needs):
+def test_services_of_one_model_fit_and_are_described(asked, needs, addresses):
     found, clients = asked()
     check(found, clients, needs)
     policy, reference, reward = describe(found, clients, needs)
-    assert policy.startswith(f"policy at {clients.policies[0].addresses[0]} (services.policy[0]): ")
+    assert policy.startswith(f"policy at {addresses['policy']} (services.policy[0]): ")
     assert policy.endswith("float32, step 0")
     assert "float32" in reference
     assert reward.endswith("asked in ids (the same tokenizer)")

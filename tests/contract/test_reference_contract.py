@@ -234,4 +234,6 @@ async def test_what_was_computed_is_counted(tiny_policy):
     sample = service.metrics.registry.get_sample_value
     assert sample("plaudit_reference_sequences_total") == 2
     assert sample("plaudit_reference_tokens_total") == 6
+    assert sample("plaudit_reference_computed_tokens_total") == 6
+    assert sample("plaudit_reference_queue_wait_seconds_count") == 2
     assert sample("plaudit_reference_waiting_items") == sample("plaudit_reference_waiting_tokens") == 0

@@ -253,6 +253,9 @@ async def test_a_score_that_is_no_number_is_an_error_of_its_item(engine, value):
         assert results[0].reward.reward == (1.5 - 0.25) / 2
         error = await client.refused(*items, tokenizer_sha256=digest, all_or_nothing=True)
         assert error.code() is grpc.StatusCode.INTERNAL
+    counted = service.metrics.registry.get_sample_value
+    results = ("scored", "error", "not_finite")
+    assert [counted("plaudit_reward_items_total", {"result": each}) for each in results] == [4, 0, 2]
 
 
 async def test_an_engine_that_fails_is_internal_and_the_next_call_is_served(engine):
@@ -331,6 +334,10 @@ async def test_what_was_scored_is_counted(tiny_reward):
     model = {"model": "reward"}
     assert sample("plaudit_reward_waiting_items", model) == 0
     assert sample("plaudit_reward_waiting_tokens", model) == 0
+    assert sample("plaudit_reward_computed_tokens_total", model) == 4
+    assert sample("plaudit_reward_padded_tokens_total", model) >= 4
+    assert sample("plaudit_reward_queue_wait_seconds_count", model) == 2
+    assert sample("plaudit_reward_cache_hits_total", model) == 0
     labels = {"model_id": str(tiny_reward), "dtype": "float32", "run_id": ""}
     infos = [m.samples for m in service.metrics.registry.collect() if m.name == "plaudit_model_info"]
     assert labels.items() <= infos[0][0].labels.items()

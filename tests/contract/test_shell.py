@@ -438,8 +438,8 @@ async def test_two_servers_of_a_process_count_apart(echo):
 
 async def test_the_endpoint_exports_the_server_and_its_model(echo):
     service = echo.service()
-    service.metrics.set_model("m", "w", "t", "float32", run_id="r", step=7)
-    service.metrics.set_model("m", "w2", "t", "float32", run_id="r", step=8)
+    service.metrics.model.set("m", "w", "t", "float32", run_id="r", step=7)
+    service.metrics.model.set("m", "w2", "t", "float32", run_id="r", step=8)
     async with start_server(service, ServerOptions(metrics_address="127.0.0.1:0")) as server:
         await server.wait_ready()
         url = f"http://{server.metrics_address}/metrics"

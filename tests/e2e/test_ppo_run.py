@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+from api_server import ApiServer, Clock, kubeconfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +23,7 @@ from services.rpc.background import serve_in_background
 from services.rpc.command import ModelOptions
 from trainer import checkpoints
 from trainer.__main__ import main
+from trainer.metrics import RunMetrics
 
 PROMPTS = ["the film", "a dull", "what a", "not worth", "the story", "lifeless", "seeing", "good"]
 KINDS = {"policy": policy_service, "reference": reference_service, "reward": reward_service}
@@ -181,7 +184,21 @@ def assert_same_run(one: Path, other: Path):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ppo):
+def opened():
+    """What every run from now on exports."""
+    found = []
+
+    def open_metrics(*given):
+        found.append(RunMetrics(*given))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop.RunMetrics", open_metrics)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ppo, opened):
     """The folder of four steps without a stop."""
     assert ppo(name="whole") == 0
     return ppo.folder / "whole"
@@ -223,6 +240,15 @@ def test_the_first_step_has_no_kl_and_learner_and_generator_agree(uninterrupted)
     assert all(line["policy_lag"] == 0 for line in steps)
 
 
+def test_prometheus_is_told_which_weights_were_pushed_last(uninterrupted, opened):
+    exported = {family.name: family.samples for family in opened[0].registry.collect()}
+    model = AutoModelForCausalLM.from_pretrained(uninterrupted / "policy")
+    (info,) = exported["plaudit_model_info"]
+    assert info.labels["weights_sha256"] == WeightsDigest(effective_tensors(model)).hexdigest()
+    assert info.labels["run_id"].startswith("whole-")
+    assert exported["plaudit_model_step"][0].value == 4
+
+
 def test_two_steps_sigterm_and_two_resumed_steps_are_four_bit_for_bit(
     uninterrupted, ppo, tiny_policy, signal_at_2, capsys
 ):
@@ -239,6 +265,60 @@ def test_two_steps_sigterm_and_two_resumed_steps_are_four_bit_for_bit(
             assert served.weights_sha256 == WeightsDigest(effective_tensors(model)).hexdigest()
             assert served.step == 4
     assert_same_run(uninterrupted, ppo.folder / "parts")
+
+
+def slice_of(address):
+    """The EndpointSlice of one pod."""
+    host, port = address.split(":")
+    return {
+        "metadata": {"name": "one", "labels": {"kubernetes.io/service-name": "plaudit-policy"}},
+        "ports": [{"name": "grpc", "port": int(port)}],
+        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
+    }
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """An API server that a kubeconfig names."""
+    with ApiServer(Clock()) as server:
+        path = tmp_path / "kubeconfig"
+        path.write_text(kubeconfig({"here": server.url}))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        yield server
+
+
+def test_a_policy_pod_that_is_replaced_in_mid_run_costs_nothing(
+    uninterrupted, ppo, cluster, tiny_policy, signal_at_2
+):
+    """The pod dies while step 2 is evaluated; the new one, elsewhere, has the weights of the folder."""
+    with serving("policy", tiny_policy) as second, contextlib.ExitStack() as first:
+        cluster.put("endpointslices", slice_of(first.enter_context(serving("policy", tiny_policy))))
+
+        def replace(number, frame):
+            first.close()
+            cluster.put("endpointslices", slice_of(second))
+
+        former = signal.signal(signal.SIGUSR1, replace)
+        try:
+            settings = (signal_at_2("SIGUSR1"), "services.patience=60.0")
+            assert ppo(*settings, name="moved", policy="kubernetes:///plaudit-policy:grpc") == 0
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+        with PolicyClient(second) as client:
+            assert client.get_policy().model.step == 4
+    assert_same_run(uninterrupted, ppo.folder / "moved")
+    assert cluster.objects["leases", "plaudit-policy-trainer"]["spec"]["holderIdentity"] == ""
+
+
+def test_a_second_trainer_exits_and_says_who_was_first(ppo, cluster, services, capsys):
+    cluster.put("endpointslices", slice_of(services["policy"]))
+    spec = {"holderIdentity": "pod-9_other", "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "now"}
+    cluster.put("leases", {"metadata": {"name": "plaudit-policy-trainer"}, "spec": spec})
+    policy = "kubernetes:///plaudit-policy:grpc"
+    assert ppo("services.connect_timeout=0.1", name="second", policy=policy) == 69
+    assert "services.policy: kubernetes:///plaudit-policy:grpc: another trainer, pod-9_other" in (
+        capsys.readouterr().err
+    )
 
 
 def test_ctrl_c_ends_with_130_and_the_run_goes_on_from_its_last_checkpoint(uninterrupted, ppo, signal_at_2):

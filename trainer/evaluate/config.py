@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from trainer.config import RunSection, Section
 
-Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):\d{1,5}$")]
+HOST_PORT = r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):\d{1,5}"
+Address = Annotated[str, Field(pattern=rf"^{HOST_PORT}$")]
 """host:port"""
 Count = Annotated[int, Field(ge=1)]
 

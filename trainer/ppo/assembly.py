@@ -80,7 +80,7 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal)
         ValueCritic(critic, config.critic, _placement(config.critic, config), config.ppo.gamma),
         make_controller(config.ppo.kl_coef, config.ppo.adap_kl_ctrl, config.ppo.target, config.ppo.horizon),
         remote_policy,
-        parse_dtype(found.policies[0].dtype),
+        parse_dtype(found.dtype),
         roles,
         reward_form(found.reward, needs.tokenizer_sha256),
         HeldOut(
@@ -127,12 +127,12 @@ def _roles(
     patience: Patience,
 ) -> tuple[RemotePolicy, Roles]:
     remote_policy = RemotePolicy(
-        clients.replicas,
+        clients.fleet,
         config.sampling,
         patience,
         run_id,
         lambda: effective_tensors(policy.model),
-        parse_dtype(found.policies[0].dtype),
+        parse_dtype(found.dtype),
     )
     reward = RemoteReward(
         clients.reward, found.reward, clients.reward_endpoint, patience, needs.tokenizer_sha256
@@ -151,7 +151,7 @@ def _learner(
         config.ppo,
         trainable=config.model.trainable,
         placement=placement,
-        generator_dtype=parse_dtype(found.policies[0].dtype),
+        generator_dtype=parse_dtype(found.dtype),
         temperature=config.sampling.temperature,
         seed=derived_seed(config.run.seed, "minibatches"),
         pretraining=inputs.pretraining,

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 from trainer.errors import TrainerError
 from trainer.ppo.roles import Roles, Scores
 from trainer.ppo.rollout import Prompt, Rollout
+from trainer.tracing import span, submit
 
 ResultT = TypeVar("ResultT")
 
@@ -76,12 +78,11 @@ def collect(
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="collect") as pool:
         for start in range(0, len(prompts), size):
             chunk = tuple(prompts[start : start + size])
-            began = time.perf_counter()
-            responses = roles.policy.generate(chunk, seeds[start : start + size], step)
-            seconds = time.perf_counter() - began
+            ask = partial(roles.policy.generate, chunk, seeds[start : start + size], step)
+            responses, seconds = _timed("generate", ask)
             rollout = Rollout.of(chunk, tuple(responses))
-            scores = pool.submit(_timed, roles.reward.score, rollout)
-            ref_logprobs = pool.submit(_timed, roles.reference.logprobs, rollout)
+            scores = submit(pool, _timed, "score", partial(roles.reward.score, rollout))
+            ref_logprobs = submit(pool, _timed, "reference", partial(roles.reference.logprobs, rollout))
             waiting.append(_Asked(rollout, seconds, scores, ref_logprobs))
             while waiting and waiting[0].answered:
                 yield waiting.popleft().experience()
@@ -115,9 +116,11 @@ class _Asked:
         return Experience(self.rollout, scores, ref_logprobs_BT, seconds)
 
 
-def _timed(ask: Callable[[Rollout], ResultT], rollout: Rollout) -> tuple[ResultT, float]:
+def _timed(what: str, ask: Callable[[], ResultT]) -> tuple[ResultT, float]:
+    """The answer, and the seconds that it took; `what` names its span."""
     began = time.perf_counter()
-    return ask(rollout), time.perf_counter() - began
+    with span(what):
+        return ask(), time.perf_counter() - began
 
 
 def join(chunks: Iterable[Experience]) -> Experience:

@@ -58,6 +58,8 @@ class HeldOut:
         self._without_best = 0
         self._baseline: dict[str, Floats] = {}
         """Scores of the first evaluation by judge: what win rates are against."""
+        self.samples: list[dict[str, Any]] = []
+        """Of the last evaluation, as its file has them."""
 
     def due(self, step: int, last: bool) -> bool:
         """Whether the weights of `step` are to be judged now."""
@@ -145,6 +147,14 @@ class HeldOut:
     ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         shown = range(min(self._config.samples, len(samples)))
+        self.samples = [
+            {
+                "prompt": samples[row].prompt,
+                "response": samples[row].text,
+                "scores": {name: _or_none(values[row]) for name, values in scores.items()},
+            }
+            for row in shown
+        ]
         write_json(
             self._folder / f"{step:08d}.json",
             {
@@ -157,14 +167,7 @@ class HeldOut:
                     }
                     for name, values in scores.items()
                 },
-                "samples": [
-                    {
-                        "prompt": samples[row].prompt,
-                        "response": samples[row].text,
-                        "scores": {name: _or_none(values[row]) for name, values in scores.items()},
-                    }
-                    for row in shown
-                ],
+                "samples": self.samples,
             },
         )
 

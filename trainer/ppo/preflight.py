@@ -15,7 +15,8 @@ from plaudit.clients.data import CallLimits, ModelVersion, PolicyInfo, Reference
 from plaudit.clients.data_reward import RewardInfo
 from plaudit.clients.errors import PlauditError
 from trainer.errors import ConfigError, ServiceUnreachable
-from trainer.ppo.patience import Endpoint, Patience
+from trainer.ppo.fleet import Fleet, open_fleet
+from trainer.ppo.patience import Away, Endpoint, Patience
 from trainer.ppo.remote import reward_form
 from trainer.ppo.replica import Replica
 from trainer.ppo.roles import RoleUnavailable
@@ -48,9 +49,7 @@ class Needs:
 class Clients:
     """Connections to all services, opened when first used."""
 
-    replicas: tuple[Replica, ...]
-    policies: tuple[PolicyClient, ...]
-    """Of the replicas, in their order."""
+    fleet: Fleet
     reference: ReferenceClient
     reference_endpoint: Endpoint
     reward: RewardClient
@@ -60,18 +59,15 @@ class Clients:
     def open(cls, services: ServicesSection) -> "Clients":
         """Clients with the configured deadline on every call."""
         timeout = services.call_timeout
-        policies = tuple(PolicyClient(address, timeout=timeout) for address in services.policy)
-        replicas = tuple(
-            Replica(
-                Endpoint("policy", address, f"services.policy[{index}]"),
-                policy,
-                WeightsClient(address, timeout=timeout),
+
+        def open_replica(endpoint: Endpoint) -> Replica:
+            address = endpoint.target
+            return Replica(
+                endpoint, PolicyClient(address, timeout=timeout), WeightsClient(address, timeout=timeout)
             )
-            for index, (address, policy) in enumerate(zip(services.policy, policies, strict=True))
-        )
+
         return cls(
-            replicas,
-            policies,
+            open_fleet(services.policy, open_replica),
             ReferenceClient(services.reference, timeout=timeout),
             Endpoint("reference", services.reference, "services.reference"),
             RewardClient(services.reward, timeout=timeout),
@@ -80,8 +76,7 @@ class Clients:
 
     def close(self) -> None:
         """Ends the connections."""
-        for replica in self.replicas:
-            replica.close()
+        self.fleet.close()
         self.reference.close()
         self.reward.close()
 
@@ -90,9 +85,15 @@ class Clients:
 class Found:
     """What the services said."""
 
-    policies: tuple[PolicyInfo, ...]
+    replicas: tuple[tuple[Endpoint, PolicyInfo], ...]
+    """At least one."""
     reference: ReferenceInfo
     reward: RewardInfo
+
+    @property
+    def dtype(self) -> str:
+        """What the policy computes in."""
+        return self.replicas[0][1].dtype
 
 
 def ask(clients: Clients, timeout: float) -> Found:
@@ -101,10 +102,11 @@ def ask(clients: Clients, timeout: float) -> Found:
     Raises ServiceUnreachable naming each that didn't come, ConfigError for one that is no such service.
     """
     patience = Patience(timeout)
-    with ThreadPoolExecutor(len(clients.policies) + 2, thread_name_prefix="preflight") as pool:
+    replicas = _first_replicas(clients.fleet, patience)
+    with ThreadPoolExecutor(len(replicas) + 2, thread_name_prefix="preflight") as pool:
         policies = [
-            pool.submit(patience.call, replica.endpoint, partial(policy.get_policy, timeout=timeout))
-            for replica, policy in zip(clients.replicas, clients.policies, strict=True)
+            pool.submit(patience.call, replica.endpoint, partial(replica.describe, timeout))
+            for replica in replicas
         ]
         reference = pool.submit(
             patience.call,
@@ -114,14 +116,26 @@ def ask(clients: Clients, timeout: float) -> Found:
         reward = pool.submit(
             patience.call, clients.reward_endpoint, partial(clients.reward.get_model, timeout=timeout)
         )
-    endpoints = [
-        *(each.endpoint for each in clients.replicas),
-        clients.reference_endpoint,
-        clients.reward_endpoint,
-    ]
+    endpoints = [replica.endpoint for replica in replicas]
     calls: list[Future[Any]] = [*policies, reference, reward]
-    _raise_failures(endpoints, [call.exception() for call in calls])
-    return Found(tuple(call.result() for call in policies), reference.result(), reward.result())
+    _raise_failures(
+        [*endpoints, clients.reference_endpoint, clients.reward_endpoint],
+        [call.exception() for call in calls],
+    )
+    infos = [call.result() for call in policies]
+    return Found(tuple(zip(endpoints, infos, strict=True)), reference.result(), reward.result())
+
+
+def _first_replicas(fleet: Fleet, patience: Patience) -> Sequence[Replica]:
+    waiting = patience.wait()
+    while True:
+        try:
+            return fleet.replicas()
+        except Away as nobody:
+            try:
+                waiting.pause(nobody)
+            except RoleUnavailable as error:
+                raise ServiceUnreachable(str(error)) from nobody
 
 
 def _raise_failures(endpoints: Sequence[Endpoint], errors: Sequence[BaseException | None]) -> None:
@@ -146,8 +160,9 @@ def check(found: Found, clients: Clients, needs: Needs) -> None:
 
 def mismatches(found: Found, clients: Clients, needs: Needs) -> Iterator[str]:
     """What doesn't fit, a line each: key, service, value, and what would be right."""
-    for replica, info in zip(clients.replicas, found.policies, strict=True):
-        yield from _policy(replica.endpoint, info, found.policies[0], needs)
+    _, first = found.replicas[0]
+    for endpoint, info in found.replicas:
+        yield from _policy(endpoint, info, first, needs)
     yield from _tokens(
         clients.reference_endpoint, found.reference.model, found.reference.vocabulary_size, needs
     )
@@ -215,8 +230,8 @@ def describe(found: Found, clients: Clients, needs: Needs) -> Sequence[str]:
     form = reward_form(found.reward, needs.tokenizer_sha256)
     why = "the same tokenizer" if form == "ids" else "another tokenizer"
     policies = [
-        f"{replica.endpoint}: {info.model.model_id}, {info.dtype}, step {info.model.step}"
-        for replica, info in zip(clients.replicas, found.policies, strict=True)
+        f"{endpoint}: {info.model.model_id}, {info.dtype}, step {info.model.step}"
+        for endpoint, info in found.replicas
     ]
     return [
         *policies,

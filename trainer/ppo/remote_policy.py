@@ -1,7 +1,8 @@
 """The policy as services: rollouts cut into chunks over replicas, weights pushed to every one.
 
 A chunk is one deterministic request. Which replica answers makes no difference to its bits, so a chunk
-whose replica dies is asked of another, or of the same one when it is back.
+whose replica dies is asked of another, or of the same one when it is back. Replicas may come and go: each
+is asked what it serves, and gets the current weights, before it gets a prompt.
 """
 
 import logging
@@ -16,10 +17,12 @@ from torch import Tensor
 from lm.digests import WeightsDigest
 from plaudit.clients.data import ModelVersion
 from trainer.ppo.config import SamplingSection
+from trainer.ppo.fleet import Fleet
 from trainer.ppo.patience import Away, Patience
 from trainer.ppo.replica import Named, Replica, Weights
 from trainer.ppo.roles import StaleWeights
 from trainer.ppo.rollout import Prompt, Response
+from trainer.tracing import submit
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -32,7 +35,7 @@ class RemotePolicy:
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
+        fleet: Fleet,
         sampling: SamplingSection,
         patience: Patience,
         run_id: str,
@@ -40,7 +43,7 @@ class RemotePolicy:
         dtype: torch.dtype,
     ) -> None:
         """`all_tensors` gives the learner's effective tensors as they are now; `dtype` is what is served."""
-        self._replicas = replicas
+        self._fleet = fleet
         self._sampling = sampling
         self._patience = patience
         self._run_id = run_id
@@ -50,6 +53,11 @@ class RemotePolicy:
         self._weights = Weights(run_id, -1, "")
         self.bytes_pushed = 0
         """In all, to all replicas."""
+
+    @property
+    def weights(self) -> Weights:
+        """What was pushed last."""
+        return self._weights
 
     def start(self, step: int) -> None:
         """Makes every replica serve the learner's weights of `step`, whatever it served before."""
@@ -81,6 +89,7 @@ class RemotePolicy:
         done: dict[int, list[Response]] = {}
 
         def work(replica: Replica) -> None:
+            self._bring_up_to_date(replica)
             while todo:
                 try:
                     start = todo.popleft()
@@ -103,30 +112,38 @@ class RemotePolicy:
         self, todo: Collection[int], done: Collection[int], work: Callable[[Replica], None]
     ) -> None:
         """Has replicas work until nothing is left; those that were away only when all others are, too."""
-        waiting, asked = self._patience.wait(), self._replicas
+        waiting, away, out = self._patience.wait(), None, set[Replica]()
         while todo:
             before = len(done)
-            outcomes = _in_parallel(work, asked)
-            away = _first_away(outcomes)
-            pairs = zip(asked, outcomes, strict=True)
-            asked = [replica for replica, outcome in pairs if not isinstance(outcome, Away)]
+            try:
+                asked = [replica for replica in self._fleet.replicas() if replica not in out]
+                outcomes = _in_parallel(work, asked)
+                away = _first_away(outcomes) or away
+            except Away as nobody:
+                asked, outcomes, away = [], [], nobody
+            out |= {each for each, what in zip(asked, outcomes, strict=True) if isinstance(what, Away)}
             if len(done) > before:
                 waiting = self._patience.wait()
-            if todo and away and not asked:
+            if todo and away and out.issuperset(asked):
                 waiting.pause(away)
-                asked = self._replicas
+                out.clear()
+
+    def _bring_up_to_date(self, replica: Replica) -> None:
+        """Pushes everything to a replica that is new, or was restarted, or missed a push."""
+        version = replica.version()
+        if self._weights.served_by(version):
+            return
+        self._refuse_others([(replica, version)])
+        logger.warning("%s serves step %d; it gets %s first", replica.endpoint, version.step, self._weights)
+        replica.commit(self._stage(replica, version, ()))
 
     def _generate_chunk(
         self, replica: Replica, prompts: Sequence[Prompt], seeds: Sequence[int]
     ) -> list[Response]:
         try:
             return replica.generate(prompts, seeds, self._weights, self._sampling)
-        except StaleWeights:
-            version = replica.version()
-            if version.run_id:  # loaded by a push that isn't ours, or another step of our own
-                raise
-            logger.warning("%s was restarted; its weights are pushed again", replica.endpoint)
-        replica.commit(self._stage(replica, version, ()))
+        except StaleWeights:  # restarted since it was brought up to date?
+            self._bring_up_to_date(replica)
         return replica.generate(prompts, seeds, self._weights, self._sampling)
 
     def _deliver(self, changed: Named, base_sha256: str, take_over: bool = False) -> None:
@@ -138,10 +155,11 @@ class RemotePolicy:
         waiting = self._patience.wait()
         while True:
             try:
-                versions = _results(_in_parallel(Replica.version, self._replicas))
+                replicas = self._fleet.replicas()
+                versions = _results(_in_parallel(Replica.version, replicas))
                 behind = [
                     (replica, version)
-                    for replica, version in zip(self._replicas, versions, strict=True)
+                    for replica, version in zip(replicas, versions, strict=True)
                     if not self._weights.served_by(version)
                 ]
                 if not behind:
@@ -197,7 +215,7 @@ def _in_parallel(act: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> lis
         return [outcome(item) for item in items]
     pool = ThreadPoolExecutor(len(items), thread_name_prefix="policy")
     try:
-        return list(pool.map(outcome, items))
+        return [done.result() for done in [submit(pool, outcome, item) for item in items]]
     finally:
         pool.shutdown(wait=False)  # all have ended, unless it is Ctrl-C that ends the waiting
 

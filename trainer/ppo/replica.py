@@ -10,7 +10,7 @@ from torch import Tensor
 from lm.digests import tensor_bytes
 from lm.placement import DTYPE_NAMES
 from plaudit.clients import PolicyClient, WeightsClient
-from plaudit.clients.data import DType, GeneratedSequence, ModelVersion, PushManifest, TensorSpec
+from plaudit.clients.data import DType, GeneratedSequence, ModelVersion, PolicyInfo, PushManifest, TensorSpec
 from plaudit.clients.errors import Aborted, FailedPrecondition, NotFound, PlauditError
 from trainer.ppo.config import SamplingSection
 from trainer.ppo.patience import COMES_BACK, Away, Endpoint
@@ -48,6 +48,10 @@ class Replica:
         self.endpoint = endpoint
         self._policy = policy
         self._weights = weights
+
+    def describe(self, timeout: float) -> PolicyInfo:
+        """All that the server says of itself. Raises PlauditError."""
+        return self._policy.get_policy(timeout=timeout)
 
     def version(self) -> ModelVersion:
         """What is loaded. Raises Away."""

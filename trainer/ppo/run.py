@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from lm.placement import DTYPE_NAMES
 from plaudit.clients.errors import PlauditError
 from trainer.config import RunOptions
 from trainer.errors import ServiceUnreachable, TrainerError
 from trainer.loop import Loop, Run, Stateful, StepResult, open_run
 from trainer.ppo.assembly import Parts, assemble
+from trainer.ppo.cluster_policy import sole_trainer
 from trainer.ppo.config import PPOConfig
 from trainer.ppo.preflight import Clients
 from trainer.ppo.products import Products
@@ -24,6 +26,7 @@ from trainer.ppo.sizes import show_sizes
 from trainer.ppo.step import ppo_step
 from trainer.progress import waiting
 from trainer.servicer import serve_run
+from trainer.tracing import span
 
 SHOWN = {
     "objective/scores": "reward",
@@ -52,9 +55,10 @@ def run(config: PPOConfig, options: RunOptions) -> None:
             parts = assemble(config, opened.board.status.run_id, clients, opened.stop)
             show_sizes(config, parts)
             if not options.dry_run:
-                stage = PPORun(config, opened, parts, products)
-                stage.train()
-                stage.finish()
+                with sole_trainer(config.services, opened.board.status.run_id, opened.stop):
+                    stage = PPORun(config, opened, parts, products)
+                    stage.train()
+                    stage.finish()
     finally:
         clients.close()
 
@@ -102,8 +106,9 @@ class PPORun:
 
     def _at_start(self) -> Mapping[str, float]:
         """The services get the learner's weights before anything is asked of them, resumed or not."""
-        with waiting("pushing weights"):
+        with waiting("pushing weights"), span("push"):
             self._parts.remote_policy.start(self._loop.step)
+        self._export_weights()
         return self._evaluate(self._loop.step)
 
     def _take_step(self, step: int) -> StepResult:
@@ -123,8 +128,10 @@ class PPORun:
         policy, dtype = self._parts.remote_policy, self._parts.served
         began, bytes_before = time.perf_counter(), policy.bytes_pushed
         with _role_errors():
-            policy.push(self._parts.learner.changed_tensors(dtype), done)
+            with span("push"):
+                policy.push(self._parts.learner.changed_tensors(dtype), done)
             pushed = time.perf_counter()
+            self._export_weights()
             evaluated = self._evaluate(done)
         if self._parts.heldout.enough:
             logger.info(
@@ -134,12 +141,25 @@ class PPORun:
         times = {"time/push": pushed - began, "push_bytes": float(policy.bytes_pushed - bytes_before)}
         return {**times, **evaluated}
 
+    def _export_weights(self) -> None:
+        """Says to Prometheus what the services serve now."""
+        parts, pushed = self._parts, self._parts.remote_policy.weights
+        self._loop.metrics.model.set(
+            str(self._config.model.path),
+            pushed.sha256,
+            parts.digests["tokenizer"],
+            DTYPE_NAMES[parts.served],
+            run_id=pushed.run_id,
+            step=pushed.step,
+        )
+
     def _evaluate(self, step: int) -> dict[str, float]:
         heldout = self._parts.heldout
         if not heldout.due(step, last=step == self._config.total_steps):
             return {}
-        with waiting(f"evaluating step {step}"):
+        with waiting(f"evaluating step {step}"), span("evaluate"):
             measures = heldout.evaluate(step)
+        self._loop.trackers.samples(step, heldout.samples)
         logger.info(
             "step %d on held-out prompts: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
         )

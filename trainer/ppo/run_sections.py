@@ -6,8 +6,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from trainer.config import Section
-from trainer.evaluate.config import Address, JudgeSection
+from trainer.evaluate.config import HOST_PORT, Address, JudgeSection
 
+CLUSTER_SCHEME = "kubernetes:///"
+CLUSTER_SERVICE = rf"{CLUSTER_SCHEME}[a-z][a-z0-9-]*(\.[a-z0-9-]+)?:[a-z0-9-]+"
+PolicyAddress = Annotated[str, Field(pattern=rf"^({HOST_PORT}|{CLUSTER_SERVICE})$")]
+"""host:port, or kubernetes:///SERVICE[.NAMESPACE]:PORT with the port's name or number."""
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -17,8 +21,9 @@ class ServicesSection(Section):
 
     volatile = frozenset({"policy", "reference", "reward", "connect_timeout", "call_timeout", "patience"})
 
-    policy: Annotated[tuple[Address, ...], Field(min_length=1)]
-    """host:port of every policy replica, each its own: weights never go through a load balancer."""
+    policy: Annotated[tuple[PolicyAddress, ...], Field(min_length=1)]
+    """host:port of every policy replica, each its own: weights never go through a load balancer. In a cluster
+    one entry, kubernetes:///SERVICE:PORT, stands for all pods of a Service as they come and go."""
     reference: Address
     reward: Address
     connect_timeout: Seconds = 120.0
@@ -32,6 +37,8 @@ class ServicesSection(Section):
     def _different_replicas(self) -> Self:
         if len(set(self.policy)) < len(self.policy):
             raise ValueError("policy names a replica twice; each address once")
+        if len(self.policy) > 1 and any(address.startswith(CLUSTER_SCHEME) for address in self.policy):
+            raise ValueError(f"policy must be one {CLUSTER_SCHEME}SERVICE:PORT, or a list of host:port")
         return self
 
 

@@ -18,6 +18,7 @@ from trainer.ppo.measure import mismatch_measures, response_measures, reward_mea
 from trainer.ppo.rewards import apply_missing_eos, kl_per_token, shape_rewards
 from trainer.ppo.roles import Critic, Roles
 from trainer.ppo.rollout import Prompt
+from trainer.tracing import span
 
 
 def ppo_step(
@@ -54,6 +55,7 @@ def ppo_step(
     }  # fmt: skip
 
 
+@span("learn")
 def learn(
     experience: ScoredExperience, learner: Learner, critic: Critic, kl: KLController, config: PPOSection
 ) -> dict[str, float]:

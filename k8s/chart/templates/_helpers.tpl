@@ -2,6 +2,13 @@
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{- define "plaudit.gatewayImage" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{- with .Values.gateway.image -}}
+{{ .repository | default $.Values.image.repository }}:{{ .tag | default $tag }}
+{{- end }}
+{{- end }}
+
 {{/* (list root component): what selects its pods */}}
 {{- define "plaudit.selector" -}}
 app.kubernetes.io/name: plaudit
@@ -154,6 +161,9 @@ initContainers:
 {{- $_ := set $object.metadata "labels" (merge $object.metadata.labels $labels) }}
 {{- if ne $object.kind "PriorityClass" }}
 {{- $_ := set $object.metadata "namespace" $root.Release.Namespace }}
+{{- end }}
+{{- range $object.subjects }}
+{{- $_ := set . "namespace" $root.Release.Namespace }}
 {{- end }}
 ---
 {{ toYaml $object }}

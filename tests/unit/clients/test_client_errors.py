@@ -88,9 +88,10 @@ def test_field_violations(serve_reward, score):
 def test_retry_after(serve_reward, score):
     retry = rpc.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
     server = serve_reward(refuse(Code.RESOURCE_EXHAUSTED, "the queue is full", retry, pushback_ms=ONCE))
-    error = failure(score, server.address)
+    error = failure(score, server.address, timeout=1.0)  # too little to come back
     assert isinstance(error, Overloaded)
     assert error.retry_after == 1.5
+    assert len(server.heard) == 1
 
 
 def test_precondition(serve_reward, score):

@@ -105,8 +105,9 @@ def test_the_words_of_preconditions_are_those_that_services_raise():
 
 
 def trainer_errors(kind=TrainerError):
-    """Every error of the trainer, by name."""
-    found = {each.__name__: each for each in kind.__subclasses__() if each.__module__.startswith("trainer.")}
+    """Every error of the trainer, by name; those of the deploy tool have a table in docs/deploy.md."""
+    own = (each for each in kind.__subclasses__() if each.__module__.startswith("trainer."))
+    found = {each.__name__: each for each in own if not each.__module__.startswith("trainer.cluster.")}
     return found | {name: each for error in found.values() for name, each in trainer_errors(error).items()}
 
 

@@ -24,6 +24,8 @@ from trainer.metrics import TABLES, RunMetrics, prometheus_name
 
 PAGE = sections((DOCS / "metrics.md").read_text(encoding="utf-8"))
 PROCESS = "process_"
+OF_EVERY_STAGE = {"plaudit_build_info"}
+OF_STAGES_THAT_PUSH = {"plaudit_model_info", "plaudit_model_step"}
 SUFFIXES = {"counter": "_total"}
 
 
@@ -117,7 +119,20 @@ def test_a_stage_exports_what_its_table_says_and_nothing_else(heading, tmp_path)
         if not family.name.startswith(PROCESS)
     }
     said = documented_of_stage(heading)
-    assert found == {prometheus: kind for (_, prometheus), kind in said.items()}
+    assert found == {prometheus: kind for (_, prometheus), kind in said.items()} | dict.fromkeys(
+        OF_EVERY_STAGE, "gauge"
+    )
+
+
+def test_what_the_trainer_exports_under_the_services_names_is_said(tmp_path):
+    with RunMetrics("ppo", tmp_path) as metrics:
+        before = {family.name for family in metrics.registry.collect()}
+        metrics.model.set("m", "w", "t", "float32", run_id="r", step=3)
+        assert {family.name for family in metrics.registry.collect()} - before == OF_STAGES_THAT_PUSH
+        assert metrics.registry.get_sample_value("plaudit_model_step") == 3
+    of_services = {codes(row[0])[0] for row in rows(PAGE["Every service"])}
+    shared = OF_EVERY_STAGE | OF_STAGES_THAT_PUSH
+    assert shared <= of_services and shared <= set(codes(PAGE["Trainer"]))
 
 
 @pytest.mark.parametrize("heading", STAGES)

@@ -17,7 +17,10 @@ COMPONENTS = tuple(
     sorted(path.name for path in (K8S / "components").iterdir() if path.is_dir() and path.name != "common")
 )
 SERVING = ("policy", "reward", "reference")
-ALL = ("gateway-routes", "gpu", "monitoring", "network-policies", "quota", "token", "vllm-policy")
+ALL = (
+    *("gateway-routes", "gpu", "light-gateway", "monitoring", "network-policies", "operator-access"),
+    *("quota", "token", "tracing", "vllm-policy"),
+)
 BASES = {  # combinations, each of a base and components; what excludes each other stands in different ones
     **{name: (f"overlays/{name}", ()) for name in OVERLAYS},
     **{f"base+{name}": ("base", (name,)) for name in COMPONENTS},

@@ -8,7 +8,6 @@ import typer
 import yaml
 from kubernetes_tools import attempt, run
 from manifests import (
-    COMPONENT,
     K8S,
     containers,
     load,
@@ -39,12 +38,15 @@ OPTIONS = {  # values → the components that they stand for
     "autoscaling.by=keda": ("autoscaling-keda",),
     "gpu.enabled=true": ("gpu",),
     "gpu.enabled=true,vllm.enabled=true": ("gpu", "vllm-policy"),
+    "gateway.image.repository=plaudit-gateway": ("light-gateway",),
     "monitoring.enabled=true": ("monitoring",),
     "networkPolicies.enabled=true": ("network-policies",),
     f"models.image={DIGEST}": ("oci-models",),
+    "operatorAccess.enabled=true": ("operator-access",),
     "quota.enabled=true": ("quota",),
     "routes.enabled=true": ("gateway-routes",),
     "token.secret=plaudit-token": ("token",),
+    "tracing.endpoint=http://collector.observability:4318": ("tracing",),
     "trainer.kind=JobSet": ("jobset",),
     "trainer.kind=TrainJob": ("trainjob",),
 }
@@ -140,16 +142,22 @@ def test_the_plaudit_command_knows_what_helm_test_says():
 def test_image_and_tag_reach_every_container():
     image = "image.repository=registry.example.com/plaudit,image.tag=0.2.0"
     found = template("--set", image, "--set", "quickstart.enabled=true")
-    images = {each["image"] for _, pod in templates(found) for each in containers(pod)}
-    images |= {each["image"] for pod in of_kind(found, "Pod") for each in pod["spec"]["containers"]}
+    pods = [pod for _, pod in templates(found)] + of_kind(found, "Pod")
+    images = {each["image"] for pod in pods for each in containers(pod)}
     assert images == {"registry.example.com/plaudit:0.2.0"}
 
 
-def test_the_gateway_may_have_a_light_image():
-    found = template("--set", "gateway.image=plaudit-gateway:0.1.0")
-    pods = [pod for _, pod in templates(found)]
-    images = {pod["metadata"]["labels"][COMPONENT]: pod["spec"]["containers"][0]["image"] for pod in pods}
-    assert images.pop("gateway") == "plaudit-gateway:0.1.0" and set(images.values()) == {"plaudit:0.1.0"}
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ("gateway.image.repository=mirror.example.com/light", "mirror.example.com/light:0.1.0"),
+        ("gateway.image.tag=0.3.0,image.tag=0.2.0", "plaudit:0.3.0"),
+        ("gateway.image.repository=plaudit-gateway,image.tag=0.2.0", "plaudit-gateway:0.2.0"),
+    ],
+)
+def test_the_gateway_may_have_an_image_of_its_own(values, expected):
+    pod = named(template("--set", values), "Deployment", "plaudit-gateway")["spec"]["template"]
+    assert [each["image"] for each in containers(pod)] == [expected]
 
 
 def test_a_change_of_configuration_rolls_the_pods():
@@ -200,6 +208,8 @@ def test_services_without_a_trainer():
 WRONG = {
     "polciy.replicas=1": "polciy",
     "image.tag=latest": "/image/tag",
+    "gateway.image=plaudit:0.1.0": "/gateway/image",
+    "gateway.image.tag=latest": "/gateway/image/tag",
     "autoscaling.by=vpa": "/autoscaling/by",
     "policy.replicas=-1": "/policy/replicas",
     "policy.args={dtype}": "/policy/args/0",

@@ -43,6 +43,7 @@ READ_BY = {  # environment key → where it is read
     "MPLCONFIGDIR": "matplotlib",
     "TORCHINDUCTOR_CACHE_DIR": "torch._inductor.runtime.cache_dir_utils",
     "OMP_WAIT_POLICY": "services.rpc.command",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "services.rpc.tracing",
     "RANK": "torch.distributed.rendezvous",
     "WORLD_SIZE": "torch.distributed.rendezvous",
     "MASTER_ADDR": "torch.distributed.rendezvous",

@@ -14,12 +14,14 @@ from manifests import (
     K8S,
     OVERLAYS,
     ROOT,
+    containers,
     kustomize,
     load,
     named,
     objects,
     of_kind,
     ports,
+    templates,
 )
 from test_k8s_renders import NEWEST, OLDEST, validated
 
@@ -57,6 +59,25 @@ def test_objects_in_commands_are_there():
         for match in re.findall(r"\b(job|deployment|service)[/ ](plaudit-[\w-]+)", command)
     }
     assert asked and asked <= there
+
+
+@pytest.mark.parametrize("tool", ["kind", "k3d", "minikube"])
+def test_every_image_is_loaded_into_the_cluster(tool):
+    loads = [words(each) for each in COMMANDS if re.match(rf"{tool} (image )?(load|import) ", each)]
+    loaded = {word for command in loads for word in command if ":" in word}
+    assert loaded == images(objects("local"))
+
+
+def images(found):
+    return {each["image"] for _, template in templates(found) for each in containers(template)}
+
+
+def test_the_images_of_ones_own_registry_are_all_named():
+    (command,) = re.findall(r"kustomize edit set image ((?:\S+=\S+|\\\s+|\s)+)", PAGE)
+    overlay = yaml.safe_load((K8S / "overlays/cpu/kustomization.yaml").read_text(encoding="utf-8"))
+    renamed = dict(each.split("=") for each in command.replace("\\", " ").split())
+    assert renamed.keys() == {each["name"] for each in overlay["images"]}
+    assert all(f"registry.example.com/{name}" in image for name, image in renamed.items())
 
 
 def test_ports_in_commands_are_open():
@@ -98,7 +119,9 @@ def test_the_overlay_of_ones_own_renders(tmp_path):
     own["resources"] = [os.path.relpath(K8S / "overlays/production", here.resolve())]
     assert text.count("../plaudit/k8s/overlays/production") == 1
     (here / "kustomization.yaml").write_text(yaml.safe_dump(own))
-    for each in of_kind(kustomize(here), "GRPCRoute", "HTTPRoute"):
+    found = kustomize(here)
+    assert all(image.startswith("registry.example.com/plaudit") for image in images(found))
+    for each in of_kind(found, "GRPCRoute", "HTTPRoute"):
         assert each["spec"]["hostnames"] == ["scores.example.com"]
         assert each["spec"]["parentRefs"] == [{"name": "edge", "namespace": "gateways"}]
 

@@ -1,6 +1,8 @@
 """Who may call whom: routes from outside, and network policies within."""
 
-from manifests import COMPONENT, named, objects, of_kind, ports, reference, selected
+from urllib.parse import urlsplit
+
+from manifests import COMPONENT, named, objects, of_kind, ports, reference, rendered, selected
 
 from plaudit.v1 import reward_pb2
 from services.gateway import app as gateway_app
@@ -98,6 +100,21 @@ def test_whoever_may_be_called_by_a_pod_of_ours_may_be_called_from_it():
 def test_nothing_else_may_talk():
     default = named(objects("production"), "NetworkPolicy", "default-deny")["spec"]
     assert default == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_spans_may_leave_for_the_collector_that_the_component_names():
+    found = rendered("base", ("network-policies", "tracing"))
+    (config,) = (each["data"] for each in of_kind(found, "ConfigMap") if "HOME" in each["data"])
+    collector = urlsplit(config["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    policy = named(found, "NetworkPolicy", "to-collector")["spec"]
+    ((rule,),) = (policy["egress"],)
+    ((peer,),) = (rule["to"],)
+    (namespace,) = peer["namespaceSelector"]["matchLabels"].values()
+    assert namespace == collector.hostname.partition(".")[2]
+    assert rule["ports"] == [{"port": collector.port}]
+    pods = selected(found, policy["podSelector"]).values()
+    traced = {pod["metadata"]["labels"][COMPONENT] for pod in pods}
+    assert traced == {"policy", "reward", "reference", "trainer"}
 
 
 def test_every_port_of_a_policy_is_one_that_a_selected_pod_names():

@@ -86,12 +86,35 @@ def test_caches_are_written_to_scratch_space(found):
             assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
-def test_nothing_has_a_token_of_the_cluster(found):
-    assert not of_kind(found, "Role") + of_kind(found, "ClusterRole")
+def test_only_the_trainer_has_a_token_of_the_cluster(found):
+    assert not of_kind(found, "ClusterRole")
     for each in of_kind(found, "ServiceAccount"):
         assert each["automountServiceAccountToken"] is False
     for name, template in templates(found):
-        assert template["spec"]["automountServiceAccountToken"] is False, name
+        is_trainer = template["metadata"]["labels"][COMPONENT] == "trainer"
+        assert template["spec"]["automountServiceAccountToken"] is is_trainer, name
+
+
+def test_the_trainer_may_do_what_it_does_and_no_more(found):
+    """trainer.cluster: endpoints lists and watches, lease reads, creates and replaces one Lease."""
+    role = named(found, "Role", "plaudit-trainer")
+    allowed = {
+        (resource, verb, *rule.get("resourceNames", ()))
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    lease = "plaudit-policy-trainer"
+    assert allowed == {
+        ("endpointslices", "list"),
+        ("endpointslices", "watch"),
+        ("leases", "create"),
+        ("leases", "get", lease),
+        ("leases", "update", lease),
+    }
+    binding = named(found, "RoleBinding", "plaudit-trainer")
+    assert binding["roleRef"]["name"] == "plaudit-trainer"
+    assert [each["name"] for each in binding["subjects"]] == ["plaudit-trainer"]
 
 
 def test_pods_see_no_environment_of_services_and_keep_their_last_words(found):
@@ -152,12 +175,6 @@ def test_the_trainer_gets_the_time_of_a_call_and_a_checkpoint(found):
         if template["metadata"]["labels"][COMPONENT] == "trainer":
             longest = ServicesSection.model_fields["call_timeout"].default
             assert template["spec"]["terminationGracePeriodSeconds"] >= 2 * longest, name
-
-
-def test_the_trainer_is_not_process_1_which_signals_pass_by(found):
-    for name, template in templates(found):
-        if template["metadata"]["labels"][COMPONENT] == "trainer":
-            assert template["spec"]["shareProcessNamespace"] is True, name
 
 
 def test_a_rollout_waits_for_as_long_as_a_pod_may_start(found):

@@ -13,7 +13,8 @@ import yaml
 from kubernetes_tools import run
 from manifests import K8S, ROOT, named, objects, of_kind
 
-from services.rpc.metrics import CALL_SECONDS
+from services.gateway.app import ROUTERS, operations
+from services.gateway.metrics import SECONDS
 from trainer.metrics import TABLES, prometheus_name
 
 OF_SCRAPING = {"namespace", "pod", "app_kubernetes_io_component", "le"}
@@ -22,6 +23,7 @@ OF_THE_KUBELET = {
     name: {"persistentvolumeclaim"}
     for name in ("kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes")
 }
+ALERTS = [Path(__file__).with_name(name) for name in ("alerts.yaml", "alerts_of_hours.yaml")]
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "bool", "offset"}
 
 
@@ -83,7 +85,7 @@ def asked(query):
         labels |= {label.strip() for label in group.split(",")}
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring)\s*\([^)]*\)", " ", bare)
     names = set(re.findall(r"\b[a-z_][a-z0-9_:]*\b(?!\s*\()", bare)) - WORDS
-    return {name for name in names if not name.isdecimal()}, labels
+    return {name for name in names if not name.isdecimal()}, labels - {""}
 
 
 def queries():
@@ -118,7 +120,14 @@ def test_every_recorded_series_is_asked_for():
 
 def test_the_bound_of_the_latency_objective_is_a_bucket():
     bounds = {float(bound) for query in queries()["rules"] for bound in re.findall(r'le="([^"]+)"', query)}
-    assert bounds and bounds <= set(CALL_SECONDS)
+    assert bounds and bounds <= set(SECONDS)
+
+
+def test_rules_of_the_gateway_look_at_every_route_that_scores_and_at_no_other():
+    (taken,) = {each for query in queries()["rules"] for each in re.findall(r'http_route=~"([^"]+)"', query)}
+    assert all(re.fullmatch(taken, route.path) for router in ROUTERS for route in router.routes)
+    others = {route.path for route in operations.routes} | {"", "/docs", "/openapi.json"}
+    assert not any(re.fullmatch(taken, path) for path in others)
 
 
 def test_every_stage_of_the_recipe_has_the_metrics_of_progress():
@@ -147,14 +156,15 @@ def test_promtool_takes_the_queries_of_dashboards_and_scalers(tmp_path):
 
 def test_alerts_fire_when_they_should_and_not_before(tmp_path):
     as_file(tmp_path, rules())
-    shutil.copy(Path(__file__).with_name("alerts.yaml"), tmp_path / "alerts.yaml")
-    run("promtool", "test", "rules", tmp_path / "alerts.yaml")
+    run("promtool", "test", "rules", *(shutil.copy(path, tmp_path) for path in ALERTS))
 
 
 def test_every_alert_is_tried():
-    tried = yaml.safe_load(Path(__file__).with_name("alerts.yaml").read_text(encoding="utf-8"))
-    names = {case["alertname"] for test in tried["tests"] for case in test["alert_rule_test"]}
-    assert names == {rule["alert"] for group in rules() for rule in group["rules"] if "alert" in rule}
+    tests = [test for path in ALERTS for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    known = {rule["alert"] for group in rules() for rule in group["rules"] if "alert" in rule}
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == known, "raised"
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} == known, "silent"
 
 
 def test_every_alert_says_how_bad_it_is_and_what_it_means():
@@ -181,6 +191,17 @@ def test_dashboards_are_found_by_grafana(name):
     config = named(objects("base+monitoring"), "ConfigMap", "plaudit-dashboards")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(config["data"][f"{name}.json"]) == board
+
+
+def test_a_step_is_stacked_by_its_phases():
+    board = json.loads(dashboards.render("training"))
+    stacked = {
+        each["title"]
+        for each in board["panels"]
+        if each["type"] == "timeseries"
+        and each["fieldConfig"]["defaults"].get("custom", {}).get("stacking", {}).get("mode") == "normal"
+    }
+    assert stacked == {"Phases of a step"}
 
 
 def test_the_trainers_step_phases_are_all_on_a_dashboard():

@@ -172,7 +172,7 @@ def standard_labels():
 def test_the_version_is_plaudits_everywhere():
     assert plaudit.__version__ == VERSION
     for path in K8S.rglob("*.yaml"):
-        for found in re.findall(r"image: plaudit(?:-vllm)?:([\w.-]+)", path.read_text(encoding="utf-8")):
+        for found in re.findall(r"image: plaudit(?:-\w+)?:([\w.-]+)", path.read_text(encoding="utf-8")):
             assert found == VERSION, path
 
 
@@ -181,19 +181,26 @@ def test_images_are_pinned_and_taken_from_the_node_if_they_are_there(overlay):
     tag = "0.1.0-cuda" if overlay == "gpu" else VERSION
     for name, template in templates(objects(overlay)):
         for container in containers(template):
-            assert container["image"] == f"plaudit:{tag}", name
+            assert container["image"] == f"{image_of(template, overlay)}:{tag}", name
             assert container["imagePullPolicy"] == "IfNotPresent", name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_of_ones_own_sets_the_image_everywhere(overlay, tmp_path):
+def test_an_overlay_of_ones_own_sets_the_images_everywhere(overlay, tmp_path):
     here = os.path.relpath(K8S / "overlays" / overlay, tmp_path.resolve())
-    image = {"name": "plaudit", "newName": "registry.example.com/team/plaudit", "newTag": "7"}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [here], "images": [image]}))
-    images = {
-        container["image"] for _, each in templates(kustomize(tmp_path)) for container in containers(each)
-    }
-    assert images == {"registry.example.com/team/plaudit:7"}
+    team = "registry.example.com/team"
+    images = [
+        {"name": name, "newName": f"{team}/{name}", "newTag": "7"} for name in ("plaudit", "plaudit-gateway")
+    ]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [here], "images": images}))
+    for name, template in templates(kustomize(tmp_path)):
+        for container in containers(template):
+            assert container["image"] == f"{team}/{image_of(template, overlay)}:7", name
+
+
+def image_of(template, overlay):
+    is_light = overlay == "production" and template["metadata"]["labels"][COMPONENT] == "gateway"
+    return "plaudit-gateway" if is_light else "plaudit"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

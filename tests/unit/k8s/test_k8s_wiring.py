@@ -17,6 +17,8 @@ from manifests import (
     templates,
 )
 
+from trainer.ppo.cluster_policy import ClusterService
+
 MADE_BY_HAND = {("Secret", "plaudit-token"), ("ConfigMap", "pip")}
 
 
@@ -119,14 +121,12 @@ def test_configuration_is_named_by_its_content(found):
 def test_the_run_asks_the_services_that_are_there(found):
     (config,) = (each for each in of_kind(found, "ConfigMap") if "ppo.toml" in each["data"])
     services = tomllib.loads(config["data"]["ppo.toml"])["services"]
-    addresses = {
-        "policy": services["policy"],
-        "reward": [services["reward"]],
-        "reference": [services["reference"]],
-    }
-    for role, asked in addresses.items():
+    for role in ("reward", "reference"):
         service = named(found, "Service", f"plaudit-{role}")
-        assert asked == [f"plaudit-{role}:{service['spec']['ports'][0]['port']}"]
+        assert services[role] == f"plaudit-{role}:{service['spec']['ports'][0]['port']}"
+    (policy,) = map(ClusterService.parse, services["policy"])
+    service = named(found, "Service", policy.name)
+    assert policy.port == service["spec"]["ports"][0]["name"]  # what an EndpointSlice calls it
 
 
 def test_the_gateway_asks_the_reward_service(found):

@@ -311,10 +311,39 @@ async def test_a_failed_batch_fails_all_who_wait_for_it_and_only_them():
     assert (await again).value == "a"
 
 
-async def test_padding_is_counted():
+async def test_who_listens_hears_of_every_batch_and_its_padding():
+    ran = []
     shared = batcher(token_budget=100)
+    shared.on_batch = ran.append
     await asyncio.gather(*shared.put([1, 2, 3], [8, 9, 10], Caller(), keys=[1, 2, 3]))
-    assert (shared.computed_tokens, shared.padded_tokens) == (27, 30)
+    await shared.submit([4], [5])
+    assert [(each.tokens, each.padded_tokens, len(each.queue_seconds)) for each in ran] == [
+        (27, 30, 3),
+        (5, 5, 1),
+    ]
+    assert all(each.compute_seconds > 0 and min(each.queue_seconds) > 0 for each in ran)
+
+
+async def test_a_batch_that_failed_was_one_too():
+    async def broken(items, deadline):
+        raise RuntimeError("no memory")
+
+    ran = []
+    shared = batcher(broken)
+    shared.on_batch = ran.append
+    with pytest.raises(RuntimeError):
+        await shared.submit([1], [3])
+    await settle()
+    assert [each.tokens for each in ran] == [3]
+
+
+async def test_who_listens_hears_what_the_cache_spared():
+    hits = []
+    shared = batcher(cache_items=1)
+    shared.on_cache_hit = lambda: hits.append(1)
+    for items in ("a", "aa", "b", "a"):
+        await asyncio.gather(*shared.put(items, [1] * len(items), Caller(), keys=items))
+    assert len(hits) == 2
 
 
 async def test_the_time_in_the_queue_and_in_the_model_is_told():

@@ -111,6 +111,18 @@ def test_metrics_are_served(tmp_path: Path):
     assert "process_resident_memory_bytes" in text
 
 
+def test_the_process_says_what_it_is_and_what_it_pushed(tmp_path: Path):
+    with RunMetrics("ppo", tmp_path) as metrics:
+        (build,) = (family for family in metrics.registry.collect() if family.name == "plaudit_build_info")
+        assert build.samples[0].labels.keys() == {"version", "python", "grpc"}
+        assert exported(metrics, "plaudit_model_step") is None
+        for step, digest in ((3, "a"), (4, "b")):
+            metrics.model.set("sft", digest, "t", "float32", run_id="r", step=step)
+        assert exported(metrics, "plaudit_model_step") == 4
+        (info,) = (family for family in metrics.registry.collect() if family.name == "plaudit_model_info")
+        assert [sample.labels["weights_sha256"] for sample in info.samples] == ["b"]
+
+
 @pytest.mark.parametrize("address", ["", "9000", ":9000", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:99999"])
 def test_an_address_that_is_none(tmp_path: Path, address: str):
     with RunMetrics("sft", tmp_path) as metrics, pytest.raises(ConfigError, match="--metrics-address"):

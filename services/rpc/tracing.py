@@ -1,0 +1,135 @@
+"""Traces by OpenTelemetry, where its own environment variables ask for them; off by default.
+
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318   sends spans to a collector
+    OTEL_TRACES_EXPORTER=console                        or to another exporter that is installed
+
+Whatever else OpenTelemetry's SDK reads from the environment holds, too. A process is the service
+`plaudit-NAME` unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES call it otherwise.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc import aio
+from opentelemetry import trace
+
+from services.rpc.interceptors import STANDARD
+from services.rpc.metrics import release
+
+if TYPE_CHECKING:  # imported only where traces are asked for
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+EXPORTER = "OTEL_TRACES_EXPORTER"
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+DISABLED = "OTEL_SDK_DISABLED"
+FLUSH_S = 5.0
+"""How long the last spans have to leave a process that ends."""
+
+log = logging.getLogger("services.rpc.tracing")
+
+
+@contextmanager
+def traced(name: str, environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Traces this process in the block if `environ` asks for it, and says in a log line what comes of it."""
+    asked_by = _asked_by(environ)
+    if asked_by is None:
+        yield
+        return
+    try:
+        provider = _provider(name, _exporter_name(environ))
+    except Exception as error:  # nothing about traces is worth a service that doesn't start
+        log.warning("%s is set, but nothing is traced: %s", asked_by, error)
+        yield
+        return
+    log.info("traces go to %s, by %s", environ[asked_by], asked_by)
+    with tracing_by(provider):
+        yield
+
+
+@contextmanager
+def tracing_by(provider: "TracerProvider") -> Iterator[None]:
+    """Has `provider` trace the calls that this process makes, and those to servers built in the block."""
+    from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient
+
+    trace.set_tracer_provider(provider)
+    clients = GrpcInstrumentorClient(filter_=_calls())
+    clients.instrument()
+    try:
+        yield
+    finally:
+        clients.uninstrument()
+        last = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
+        last.start()
+        last.join(FLUSH_S)  # a collector that is away may not hold up the end
+
+
+def interceptors() -> list[aio.ServerInterceptor]:
+    """What traces the calls to a server; nothing in a process that isn't traced."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+    return [aio_server_interceptor(filter_=_calls())]
+
+
+def note(**values: float) -> None:
+    """Says more about the call that is served, in its span."""
+    trace.get_current_span().set_attributes({f"plaudit.{name}": value for name, value in values.items()})
+
+
+def _calls() -> Callable[[grpc.HandlerCallDetails], bool]:
+    """All calls but those that only tell about a server."""
+    from opentelemetry.instrumentation.grpc import filters
+
+    return filters.negate(filters.any_of(*(filters.service_prefix(prefix) for prefix in STANDARD)))
+
+
+def _asked_by(environ: Mapping[str, str]) -> str | None:
+    """The variable that asks for traces, if any does."""
+    if environ.get(EXPORTER) == "none" or environ.get(DISABLED, "").lower() == "true":
+        return None
+    return next((key for key in (*ENDPOINTS, EXPORTER) if environ.get(key)), None)
+
+
+def _exporter_name(environ: Mapping[str, str]) -> str:
+    """As exporters call themselves among the entry points."""
+    name = environ.get(EXPORTER) or "otlp"
+    protocol = next((environ[key] for key in PROTOCOLS if environ.get(key)), "")
+    return {"otlp": "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"}.get(name, name)
+
+
+def _provider(name: str, exporter: str) -> "TracerProvider":
+    """Raises ImportError where a package is missing, and what the exporter raises."""
+    entries = entry_points(group="opentelemetry_traces_exporter", name=exporter)
+    if not entries or find_spec("opentelemetry.instrumentation.grpc") is None:
+        raise ImportError(f"packages for {exporter} are missing; in the checkout: pip install --group traces")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=_resource(name), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(entries[exporter].load()()))
+    return provider
+
+
+def _resource(name: str) -> "Resource":
+    """What every span of this process says of it; the environment has the last word."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    own = Resource.create(
+        {
+            "service.name": f"plaudit-{name}",
+            "service.version": release(),
+            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+        }
+    )
+    return own.merge(OTELResourceDetector().detect())
