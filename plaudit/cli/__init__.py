@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     """None for a fault of ours, which shows its stack."""
-    from plaudit.clients import InvalidArgument, PlauditError, Unavailable
+    from plaudit.clients import InvalidArgument, NotFound, PlauditError, Unavailable
     from plaudit.files.rows import FileError
 
     match error:
-        case InvalidArgument() | FileError():
+        case InvalidArgument() | NotFound() | FileError():
             return EXIT_ARGUMENTS
         case Unavailable():
             return EXIT_UNREACHABLE

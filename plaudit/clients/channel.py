@@ -188,7 +188,9 @@ def check_size(request: Message) -> None:
 def _host_and_port(address: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})", address)
     if not match or not 0 < int(match["port"]) < 65536:
-        raise InvalidArgument.at("address", f"{address!r} is not host:port, such as 127.0.0.1:50052")
+        raise InvalidArgument.at(
+            "address", f"{address!r} is not host:port, such as 127.0.0.1:50052; give a list of several"
+        )
     return match["host"], int(match["port"])
 
 

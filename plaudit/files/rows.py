@@ -53,7 +53,7 @@ def item_of(row: Row, ids: bool, added: Sequence[str]) -> Scorable:
         return _text(columns["prompt"], "prompt"), _text(columns["response"], "response")
     if columns.get("messages") is not None:
         return Chat(_messages(_unpacked(columns, "messages")))
-    there = ", ".join(columns) or "nothing"
+    there = ", ".join(name for name, value in columns.items() if value is not None) or "nothing"
     raise BadRow(f"needs {NEEDED}; it has {there}")
 
 

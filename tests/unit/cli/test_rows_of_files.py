@@ -368,6 +368,7 @@ def test_items(columns, ids, item):
     [
         ({}, False, "messages, or token_ids with --tokenizer-sha256; it has nothing"),
         ({"prompt": "a", "answer": "b"}, False, "it has prompt, answer"),
+        ({"prompt": "a", "response": None}, False, "it has prompt"),
         ({"token_ids": [1]}, False, "it has token_ids"),
         ({"prompt": 5, "response": "b"}, False, "prompt is a number; it must be text"),
         ({"prompt": "a", "response": True}, False, "response is true or false; it must be text"),

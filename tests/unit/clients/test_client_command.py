@@ -155,6 +155,12 @@ def test_values_the_service_refuses(run, serve_reward):
     assert err == f"plaudit: reward at {server.address}: Score: items[0].pair.response: is empty\n"
 
 
+def test_a_name_that_the_service_does_not_know(run, serve_reward):
+    server = serve_reward(refuse(Code.NOT_FOUND, "no model 'zz' here"))
+    code, _, err = run("score", "a", "b", "--model", "zz", "--address", server.address)
+    assert (code, "no model 'zz' here" in err) == (64, True)
+
+
 def test_nobody_there(run, unused_address):
     code, out, err = run("score", "a", "b", "--address", unused_address)
     assert (code, out, err.count("\n")) == (69, "", 1)
