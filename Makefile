@@ -40,8 +40,10 @@ run: $(VENV)/examples.done
 bench: $(VENV)/bench.done
 	$(BIN)/python -m benchmarks.scorer --write docs/benchmarks.md $(ARGS)
 
+# In order of the files, so that those which start processes, contract and e2e, don't come last and alone.
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check
