@@ -1,5 +1,6 @@
 """Tiny models that every test may load, made once a session."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,9 @@ from lm.loading import save_model
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("plaudit", deadline=None)
 hypothesis.settings.load_profile("plaudit")
+
+# Who starts the tests in a shell's background has Ctrl-C ignored, here and in every process from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

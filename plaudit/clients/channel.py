@@ -174,6 +174,7 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),  # a call that computes for minutes sends no data
         ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.dns_min_time_between_resolutions_ms", 2_000),  # not 30 s: pods come and go
         ("grpc.max_reconnect_backoff_ms", 5_000),  # a service that comes up is seen within 5 s, not 2 min
         ("grpc.enable_http_proxy", int(not _is_loopback(target))),
     ]

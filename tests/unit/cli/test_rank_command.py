@@ -142,7 +142,7 @@ def test_parts_are_shown_if_asked(run):
 def test_a_model_that_is_not_there(ask):
     for command in (("rank", "p", "a"), ("compare", "p", "a", "b"), ("score", "p", "a")):
         code, out, err = ask(*command, "--model", "other")
-        assert (code, out, err.count("\n")) == (70, "", 1)
+        assert (code, out, err.count("\n")) == (64, "", 1)
 
 
 def test_score_of_one_pair(ask, toy):
