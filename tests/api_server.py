@@ -17,7 +17,7 @@ from http.server import ThreadingHTTPServer
 import yaml
 from api_requests import NAMESPACE, Asked, Refusal, Requests
 
-__all__ = ["NAMESPACE", "ApiServer", "Asked", "Clock", "Refusal", "kubeconfig"]
+__all__ = ["NAMESPACE", "ApiServer", "Asked", "Clock", "Refusal", "kubeconfig", "slice_of"]
 JOB_LABELS = ("batch.kubernetes.io/controller-uid", "controller-uid")
 
 
@@ -242,3 +242,14 @@ def kubeconfig(urls):
             "contexts": [{"name": name, "context": {"cluster": name, "user": "ada"}} for name in urls],
         }
     )
+
+
+def slice_of(name, *pods, port=50051, service="plaudit-policy", **more):
+    """An EndpointSlice; a pod is an address, or (address, conditions)."""
+    found = [pod if isinstance(pod, tuple) else (pod, {"ready": True}) for pod in pods]
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
+        "ports": [{"name": "grpc", "port": port}],
+        "endpoints": [{"addresses": [address], "conditions": conditions} for address, conditions in found],
+        **more,
+    }

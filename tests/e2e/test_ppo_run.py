@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from api_server import ApiServer, Clock, kubeconfig
+from api_server import ApiServer, Clock, kubeconfig, slice_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -267,14 +267,10 @@ def test_two_steps_sigterm_and_two_resumed_steps_are_four_bit_for_bit(
     assert_same_run(uninterrupted, ppo.folder / "parts")
 
 
-def slice_of(address):
+def slice_at(address):
     """The EndpointSlice of one pod."""
     host, port = address.split(":")
-    return {
-        "metadata": {"name": "one", "labels": {"kubernetes.io/service-name": "plaudit-policy"}},
-        "ports": [{"name": "grpc", "port": int(port)}],
-        "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
-    }
+    return slice_of("one", host, port=int(port))
 
 
 @pytest.fixture
@@ -292,11 +288,11 @@ def test_a_policy_pod_that_is_replaced_in_mid_run_costs_nothing(
 ):
     """The pod dies while step 2 is evaluated; the new one, elsewhere, has the weights of the folder."""
     with serving("policy", tiny_policy) as second, contextlib.ExitStack() as first:
-        cluster.put("endpointslices", slice_of(first.enter_context(serving("policy", tiny_policy))))
+        cluster.put("endpointslices", slice_at(first.enter_context(serving("policy", tiny_policy))))
 
         def replace(number, frame):
             first.close()
-            cluster.put("endpointslices", slice_of(second))
+            cluster.put("endpointslices", slice_at(second))
 
         former = signal.signal(signal.SIGUSR1, replace)
         try:
@@ -311,7 +307,7 @@ def test_a_policy_pod_that_is_replaced_in_mid_run_costs_nothing(
 
 
 def test_a_second_trainer_exits_and_says_who_was_first(ppo, cluster, services, capsys):
-    cluster.put("endpointslices", slice_of(services["policy"]))
+    cluster.put("endpointslices", slice_at(services["policy"]))
     spec = {"holderIdentity": "pod-9_other", "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "now"}
     cluster.put("leases", {"metadata": {"name": "plaudit-policy-trainer"}, "spec": spec})
     policy = "kubernetes:///plaudit-policy:grpc"

@@ -5,7 +5,7 @@ What is sent twice may be: reads, server-side apply, and the deletion of one obj
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -103,20 +103,11 @@ class Cluster:
 
         Raises Changed if somebody has created or changed it in the meantime.
         """
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
         kind, name = body["kind"], body["metadata"]["name"]
         is_new = "resourceVersion" not in body["metadata"]
         verb = "create" if is_new else "replace"
         ask = self._request(kind, verb, body=body, **({} if is_new else {"name": name}))
-        try:
-            _read(ask())
-        except ApiException as error:
-            raise refusal(error, verb, f"{kind} {name}") from None
-        except HTTPError as error:
-            host = self._client.configuration.host
-            raise ApiUnreachable(f"{host}: {verb} {kind} {name}: {' '.join(str(error).split())}") from None
+        self._try(lambda: _read(ask()), verb, f"{kind} {name}", pauses=())
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         """Deletes this very object, after all that it owns; returns before they are gone."""
@@ -182,13 +173,15 @@ class Cluster:
         known: KnownKinds = self._client.resources
         return known.get(api_version=VERSIONS[kind], kind=kind)
 
-    def _try(self, ask: Callable[[], AnswerT], verb: str, what: str) -> AnswerT:
-        """Asks until there is an answer, a few times at most."""
+    def _try(
+        self, ask: Callable[[], AnswerT], verb: str, what: str, pauses: Sequence[float] = PAUSES_S
+    ) -> AnswerT:
+        """Asks until there is an answer, once more after each of `pauses` at most."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         end = self.clock.monotonic() + PATIENCE_S
-        for pause in (*PAUSES_S, None):
+        for pause in (*pauses, None):
             asked = None
             try:
                 return ask()

@@ -53,7 +53,7 @@ class EndpointWatch:
 
     def _ready(self, slices: Iterable[Object]) -> frozenset[str]:
         return frozenset(
-            _host_port(endpoint["addresses"][0], port)  # the others are fungible, says the API
+            host_port(endpoint["addresses"][0], port)  # the others are fungible, says the API
             for each in slices
             if (port := self._port_number(each)) is not None
             for endpoint in each.get("endpoints") or ()
@@ -67,5 +67,6 @@ class EndpointWatch:
         return next((int(port["port"]) for port in ports if port.get("name") == self._port), None)
 
 
-def _host_port(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ipaddress.ip_address(address).version == 6 else f"{address}:{port}"
+def host_port(host: str, port: int) -> str:
+    """An address, with an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"

@@ -1,11 +1,11 @@
 """`status`: every workload in one table, and each run in one line."""
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.cluster.calls import Cluster, Object
+from trainer.cluster.endpoints import host_port
 from trainer.cluster.errors import Misused
 from trainer.cluster.waiting import OURS
 from trainer.cluster.workloads import condition, owned_by
@@ -93,11 +93,6 @@ def run_text(run: "Run") -> str:
     shown = {"reward": "objective/scores", "KL": "objective/kl"}
     numbers = [f"{name} {run.metrics[key]:.4g}" for name, key in shown.items() if key in run.metrics]
     return ", ".join([f"{run.run_id}: {run.state}, step {run.step} of {run.total_steps}", *numbers])
-
-
-def host_port(host: str, port: int) -> str:
-    """An address, with an IPv6 host in brackets."""
-    return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
 
 
 def grpc_address(pod: Object) -> str | None:

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from api_server import Asked, Refusal
+from api_server import Asked, Refusal, slice_of
 
 from trainer.cluster import endpoints
 from trainer.cluster.calls import Cluster
@@ -11,17 +11,6 @@ from trainer.cluster.endpoints import EndpointWatch
 from trainer.cluster.errors import NotAllowed
 
 SERVICE = "plaudit-policy"
-
-
-def slice_of(name, *pods, port=50051, service=SERVICE, **more):
-    """An EndpointSlice; a pod is an address, or (address, conditions)."""
-    found = [pod if isinstance(pod, tuple) else (pod, {"ready": True}) for pod in pods]
-    return {
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
-        "ports": [{"name": "grpc", "port": port}],
-        "endpoints": [{"addresses": [address], "conditions": conditions} for address, conditions in found],
-        **more,
-    }
 
 
 class Turns(Cluster):

@@ -205,6 +205,13 @@ def test_nobody_there_at_the_start_is_an_error(server, lease, wait):
         lease("me").acquire(60, wait)
 
 
+def test_a_write_that_cannot_be_had_now_is_sent_once_and_is_no_refusal(server, lease, wait):
+    server.fail("create", "leases", Refusal(503, "etcd has no leader"))
+    with pytest.raises(ApiUnreachable, match="etcd has no leader"):
+        lease("me").acquire(60, wait)
+    assert [each.verb for each in server.asked] == ["get", "create"]
+
+
 def test_it_asks_for_what_the_role_allows(server, lease, wait):
     mine = lease("me")
     mine.acquire(60, wait)
