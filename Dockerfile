@@ -43,7 +43,7 @@ LABEL org.opencontainers.image.title="plaudit-gateway" \
 COPY --from=build-gateway /venv /venv
 COPY --from=build-gateway /app/sbom.cdx.json ./
 COPY plaudit plaudit
-COPY services/__init__.py services/
+COPY services/__init__.py services/errors.py services/
 COPY services/rpc services/rpc
 COPY services/gateway services/gateway
 USER 10001:10001

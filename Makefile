@@ -2,9 +2,12 @@
 #   make run [SEED=0] [KEEP=1] [SET="STAGE.A.B=C …"]   the quickstart
 #   make bench [ARGS="…"]      the reward service beside other ways to score, into docs/benchmarks.md
 #   make test                    all tests with coverage
+#   make soak [MINUTES=10] [SEED=0] [OVERLOAD=1]   load and random faults on real services, or ten times the load;
+#                              the report into docs/reliability.md
 #   make lint                    style, types, import rules, protos
 #   make image [BUILDER=docker] [IMAGE_ARGS="…"]   plaudit:VERSION, for every role, and plaudit-gateway:VERSION
 #   make sbom                    build/sbom.cdx.json: the packages in .venv; each image has its own
+#   make licences                docs/licences.md: the packages in .venv and their licences
 #   make protos                  regenerate plaudit/v1 from protos/, services/oip from third_party/
 #   make trainers                verl and OpenRLHF as released, in build/trainers; tests of plaudit.adapters use it
 
@@ -13,6 +16,8 @@ SEED ?= 0
 KEEP ?=
 SET ?=
 ARGS ?=
+MINUTES ?= 10
+OVERLOAD ?=
 BUILDER ?= docker
 IMAGE_ARGS ?=
 
@@ -30,7 +35,7 @@ BUILD = $(BUILDER) build --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) \
   --label org.opencontainers.image.revision=$(REVISION) \
   --label org.opencontainers.image.created=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 
-.PHONY: run bench test lint image sbom protos protos-check trainers
+.PHONY: run bench test soak lint image sbom licences protos protos-check trainers
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
@@ -40,10 +45,18 @@ run: $(VENV)/examples.done
 bench: $(VENV)/bench.done
 	$(BIN)/python -m benchmarks.scorer --write docs/benchmarks.md $(ARGS)
 
-# In order of the files, so that those which start processes, contract and e2e, don't come last and alone.
+# In order of the files, so that those which start processes, contract and e2e, don't come last and alone. One
+# worker more than processors: tests wait for servers, deadlines and processes a fifth of their time.
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
-	  --cov --cov-report=term:skip-covered --cov-fail-under=90
+	mkdir -p build
+	$(BIN)/python -m slipcover --source plaudit,lm,services,trainer --omit 'plaudit/v1/*,services/oip/*' \
+	  --fail-under 90 --out build/coverage.txt \
+	  -m pytest -n $(shell expr $$(nproc) + 1) --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+	@tail -n 1 build/coverage.txt
+
+soak: $(VENV)/dev.done
+	PYTHONPATH=tests:tests/contract:tests/cluster $(BIN)/python -m soak --minutes $(MINUTES) --seed $(SEED) \
+	  $(if $(OVERLOAD),--overload) --write docs/reliability.md
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check
@@ -61,6 +74,12 @@ image:
 sbom: $(VENV)/dev.done
 	mkdir -p build
 	$(BIN)/cyclonedx-py environment --no-validate --output-reproducible -o build/sbom.cdx.json $(BIN)/python
+
+# Some packages give the whole text for a name: its first line stays.
+licences: $(VENV)/dev.done
+	$(BIN)/python -W ignore -m piplicenses --from=mixed --format=markdown --with-system --ignore-packages plaudit pip \
+	  | sed -e '/^| *|/d' -e 's/  */ /g' -e 's/---*/---/g' \
+	    -e '1i # Licences of everything that is installed\n\nMade by `make licences`, in name order.\n' > docs/licences.md
 
 protos: $(VENV)/dev.done
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTOS)

@@ -83,8 +83,9 @@ def _targets(results: Results) -> list[str]:
          _met(padded.median >= PADDED_TARGET)],
         ["padding in what score_many has computed", f"{padding.streamed:.1%}",
          f"none worth naming; sorted loop {padding.sorted:.1%}, padded loop {padding.arrival:.1%}", ""],
-        [f"one item: p50 of a call less p50 of a bare forward ({bare:.1f} ms)", f"{overhead.text(1)} ms",
-         f"≤ {OVERHEAD_TARGET_MS:g} ms", _met(overhead.median <= OVERHEAD_TARGET_MS)],
+        [f"one item: p50 of a call less the bare forward of its text ({bare:.1f} ms)",
+         f"{overhead.text(1)} ms", f"≤ {OVERHEAD_TARGET_MS:g} ms",
+         _met(overhead.median <= OVERHEAD_TARGET_MS)],
         [f"one item beside a full stream: p99 of {len(load.calls)} calls "
          f"({percentile(load.calls, 0.99):.2f} s) over the stream's median batch "
          f"({median(load.batches):.2f} s)",

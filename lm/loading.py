@@ -1,11 +1,14 @@
 """Loading and saving models in Hugging Face's formats, fit for their roles or not at all."""
 
+import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -29,6 +32,23 @@ transformers_logging.disable_progress_bar()
 _one_at_a_time = threading.Lock()
 """transformers builds a model on a process-wide default device: two loads at once break each other."""
 
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+"""Suffixes of weights that are Python pickles."""
+COUNTS = frozenset(
+    {
+        "num_hidden_layers",
+        "num_layers",
+        "n_layer",
+        "n_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "num_labels",
+    }
+)
+"""Keys of config.json that make a model large before its weights are read."""
+MOST_LAYERS = 1000
+"""Of a model with fewer tensors than that; so many are built in seconds."""
+MOST_LABELS = 1 << 16
 UNLIMITED_CONTEXT = 1 << 20
 """Stands in where a configuration states no context length."""
 
@@ -144,7 +164,7 @@ AutoKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
 def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrainedModel, dict[str, Any]]:
-    _check_safetensors(model_id)
+    _check_folder(model_id)
     try:
         with _one_at_a_time:
             loaded: Any = kind.from_pretrained(
@@ -160,7 +180,8 @@ def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrain
     return model, info
 
 
-def _check_safetensors(model_id: str) -> None:
+def _check_folder(model_id: str) -> None:
+    """What a folder holds, before anything is built of it; the hub's models have been looked at there."""
     folder = Path(model_id)
     if not folder.is_dir():
         if folder.is_absolute() or model_id.startswith("."):
@@ -168,8 +189,41 @@ def _check_safetensors(model_id: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{model_id}: no config.json in this folder; is it a Hugging Face model?")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelLoadError(f"{model_id}: no *.safetensors in this folder; pickled weights are not read")
+    if any(folder.glob("*.safetensors")):
+        _check_counts(model_id, folder)
+        return
+    for pickled in sorted(each.name for each in folder.iterdir() if each.suffix in PICKLED):
+        raise ModelLoadError(
+            f"{model_id}: no *.safetensors in this folder, and pickled weights are not read: {pickled} could "
+            "run any code; where you trust it, write the model again with save_pretrained"
+        )
+    raise ModelLoadError(f"{model_id}: no *.safetensors in this folder; were the weights copied?")
+
+
+def _check_counts(model_id: str, folder: Path) -> None:
+    """A configuration of a million layers would be built for hours, to find that the files hold ten."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = 0
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                tensors += len(opened.keys())
+    except Exception as error:  # files that lie, or are none
+        raise ModelLoadError(f"{model_id}: {_first_line(error)}") from error
+    for key, count in _counts(config):
+        most = MOST_LABELS if key == "num_labels" else max(tensors, MOST_LAYERS)
+        if count > most:
+            raise ModelLoadError(
+                f"{model_id}: config.json says {key} = {count}, for {tensors} tensors at most {most}"
+            )
+
+
+def _counts(config: object) -> Iterator[tuple[str, int]]:
+    """Of layers and labels, which cost time and memory before any tensor is looked at."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in COUNTS and isinstance(value, int):
+            yield key, value
+        yield from _counts(value)
 
 
 def _check_vocabulary(model_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -232,5 +286,7 @@ def _padding_positions(model: PreTrainedModel) -> int:
 
 
 def _first_line(error: BaseException) -> str:
+    if "ignore_mismatched_sizes" in str(error):  # what transformers says of it is for its own callers
+        return "the shapes that config.json asks for aren't those of the weights"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

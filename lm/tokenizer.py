@@ -2,15 +2,21 @@
 
 import hashlib
 import json
-import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from lm.errors import InputError
+from lm.special_tokens import (
+    control_tokens,
+    escape_of,
+    reader_of,
+    refuse_control_ids,
+    refuse_special_tokens,
+)
 
 PAIR_FORMATS = ("chat", "concatenate", "text", "text_pair")
 """How prompt and response become one input; see tokenize_pair."""
@@ -55,36 +61,26 @@ def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, field: str) -> None:
-    """Raises InputError if `text` holds a special-token string: it would become control, not content."""
-    found = _special_tokens(tokenizer).search(text)
-    if found:
-        raise InputError(field, f"holds the special token {found[0]!r}; remove it, or send token ids")
-
-
-_found_special: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[object, ...], re.Pattern[str]]] = (
-    WeakKeyDictionary()
-)
-"""Patterns by tokenizer: to list 256 special tokens takes as long as to tokenise a page."""
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    state = (len(tokenizer), *tokenizer.all_special_tokens)
-    known = _found_special.get(tokenizer)
-    if known and known[0] == state:
-        return known[1]
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    strings = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, strings)) or r"(?!)")
-    _found_special[tokenizer] = (state, pattern)
-    return pattern
-
-
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, field: str = "text") -> list[int]:
-    """Ids of plain text, nothing added. Raises InputError for special-token strings in it."""
+    """Ids of plain text, nothing added. Raises InputError for special tokens that aren't escaped."""
     refuse_special_tokens(tokenizer, text, field)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _ids(reader_of(tokenizer), text)
+    refuse_control_ids(tokenizer, ids, field)
     return ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """`tokenizer(text, add_special_tokens=False)["input_ids"]`, without what else that call makes: it takes
+    twice as long as the tokenising of a short text."""
+    backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    if (
+        backend is None
+        or backend.padding
+        or backend.truncation
+        or backend.encode_special_tokens != tokenizer.split_special_tokens
+    ):
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(backend.encode(text, add_special_tokens=False).ids)
 
 
 def encode_chat(
@@ -95,7 +91,8 @@ def encode_chat(
 ) -> list[int]:
     """Ids of (role, content) turns under the tokenizer's own template.
 
-    Raises InputError: no turns, no template, special tokens inside a turn, or a role the template refuses.
+    Raises InputError: no turns, no template, a role the template refuses, or special tokens inside a turn,
+    unless they are escaped.
     """
     if not messages:
         raise InputError(field, "no messages; send at least one")
@@ -104,15 +101,37 @@ def encode_chat(
     for index, (role, content) in enumerate(messages):
         refuse_special_tokens(tokenizer, role, f"{field}[{index}].role")
         refuse_special_tokens(tokenizer, content, f"{field}[{index}].content")
+    escape, pattern = escape_of(tokenizer), control_tokens(tokenizer).pattern
+    if escape:
+        messages = [(escape.marked(role), escape.marked(content)) for role, content in messages]
+    rendered = _rendered(tokenizer, messages, add_generation_prompt, field)
+    controls = len(pattern.findall(rendered))
+    # Turns that meet without anything between them could make one together: kept apart, they make fewer.
+    fence = secrets.token_hex(8)
+    apart = [(role, f"{fence}{content}{fence}") for role, content in messages]
+    if controls > len(pattern.findall(_rendered(tokenizer, apart, add_generation_prompt, field))):
+        raise InputError(field, "make a special token where two of them meet; put a space there")
+    text = escape.named(rendered) if escape else rendered
+    ids = _ids(reader_of(tokenizer), text)
+    refuse_control_ids(tokenizer, ids, field, allowed=controls)
+    return ids
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    add_generation_prompt: bool,
+    field: str,
+) -> str:
     turns = [{"role": role, "content": content} for role, content in messages]
     try:
-        rendered = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=add_generation_prompt, tokenize=False
+        return str(
+            tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
         )
     except Exception as error:  # a Jinja template may raise anything it likes
-        raise InputError(field, f"the chat template refuses it: {error}") from error
-    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return ids
+        quotes = any(content and content in str(error) for _, content in messages)
+        reason = "" if quotes else f": {error}"  # what people wrote is in no error
+        raise InputError(field, f"the chat template refuses it{reason}") from error
 
 
 def encode_pair(
@@ -160,9 +179,9 @@ def tokenize_pair(
         )
     elif pair_format == "text":
         refuse_special_tokens(tokenizer, prompt + response, field)
-        tokens = _own_call(tokenizer, prompt + response)
+        tokens = _own_call(tokenizer, field, prompt + response)
     else:
-        tokens = _own_call(tokenizer, prompt, response)
+        tokens = _own_call(tokenizer, field, prompt, response)
     return _with_eos(tokens, tokenizer.eos_token_id) if append_eos else tokens
 
 
@@ -171,10 +190,12 @@ def plain_tokens(ids: list[int]) -> Tokens:
     return Tokens(ids, [0] * len(ids))
 
 
-def _own_call(tokenizer: PreTrainedTokenizerBase, *texts: str) -> Tokens:
+def _own_call(tokenizer: PreTrainedTokenizerBase, field: str, *texts: str) -> Tokens:
     """What `tokenizer(*texts)` makes of one text or two."""
-    encoding = tokenizer(*texts, return_special_tokens_mask=True)
+    encoding = reader_of(tokenizer)(*texts, return_special_tokens_mask=True)
     segments = encoding.sequence_ids(0) if encoding.is_fast else _segments(tokenizer, encoding, texts[0])
+    own = [id_ for id_, segment in zip(encoding["input_ids"], segments, strict=True) if segment is not None]
+    refuse_control_ids(tokenizer, own, field)
     return Tokens(encoding["input_ids"], segments, encoding.get("token_type_ids"))
 
 

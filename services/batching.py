@@ -8,7 +8,8 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -106,6 +107,7 @@ class Batcher(Generic[Item, Result]):
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
+        self._reserved_items = 0
         self.waiting_items = 0
         self.waiting_tokens = 0
         self.on_batch: Callable[[Ran], None] = lambda ran: None
@@ -159,9 +161,23 @@ class Batcher(Generic[Item, Result]):
             self._pump = asyncio.create_task(self._run())
         return futures
 
+    @contextmanager
+    def reserve(self, items: int) -> Iterator[None]:
+        """Keeps room for items while they are made ready to be put. Raises Overloaded, before any work."""
+        self._check_room(items, 0)
+        self._reserved_items += items
+        try:
+            yield
+        finally:
+            self._reserved_items -= items
+            self._room.set()
+
     async def wait_for_room(self, items: int) -> None:
         """Returns when so many more items would be admitted."""
-        while self.waiting_items + items > self._max_items or self.waiting_tokens >= self._max_tokens:
+        while (
+            self._reserved_items + self.waiting_items + items > self._max_items
+            or self.waiting_tokens >= self._max_tokens
+        ):
             self._room.clear()
             await self._room.wait()
 
@@ -259,11 +275,13 @@ class Batcher(Generic[Item, Result]):
             if len(self._cache) > self._cache_items:
                 self._cache.popitem(last=False)
 
+    def _check_room(self, items: int, tokens: int) -> None:
+        waiting = self._reserved_items + self.waiting_items
+        if waiting + items > self._max_items or self.waiting_tokens + tokens > self._max_tokens:
+            raise Overloaded(f"{waiting} items of {self.waiting_tokens} tokens wait already; try again later")
+
     def _admit(self, items: int, tokens: int) -> None:
-        if self.waiting_items + items > self._max_items or self.waiting_tokens + tokens > self._max_tokens:
-            raise Overloaded(
-                f"{self.waiting_items} items of {self.waiting_tokens} tokens wait already; try again later"
-            )
+        self._check_room(items, tokens)
         self.waiting_items += items
         self.waiting_tokens += tokens
 

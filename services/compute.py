@@ -108,6 +108,7 @@ class ComputeThread:
             result, error = _run(job)
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 job.future.get_loop().call_soon_threadsafe(self._finish, job, result, error)
+            del job, result, error  # not kept until the next comes: a push's weights are gigabytes
 
     def _finish(self, job: _Job, result: object, error: BaseException | None) -> None:
         self._unfinished.discard(job)

@@ -5,10 +5,13 @@ ServiceError
 ├── UnknownName          NOT_FOUND            an id or name that does not exist
 ├── PreconditionFailed   FAILED_PRECONDITION  right request, wrong state (a step that isn't loaded)
 ├── Overloaded           RESOURCE_EXHAUSTED   a queue is full; carries when to come back
+│   └── QuotaExceeded    RESOURCE_EXHAUSTED   the caller has had its share; carries when to come back
 ├── NotServing           UNAVAILABLE          loading or draining; carries when to come back
 ├── Damaged              DATA_LOSS            a digest doesn't match
 ├── Conflict             ABORTED              somebody else is doing it already
-└── TooLate              DEADLINE_EXCEEDED    the deadline can't be met
+├── TooLate              DEADLINE_EXCEEDED    the deadline can't be met
+├── Unauthenticated      UNAUTHENTICATED      nobody knows who calls
+└── PermissionDenied     PERMISSION_DENIED    the caller is known, and may not do this
 """
 
 from collections.abc import Sequence
@@ -66,6 +69,10 @@ class Overloaded(ServiceError):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(Overloaded):
+    """The caller has had its share; others are served. Try again after `retry_after` seconds."""
+
+
 class NotServing(ServiceError):
     """The service loads or drains; try again after `retry_after` seconds, perhaps elsewhere."""
 
@@ -84,3 +91,11 @@ class Conflict(ServiceError):
 
 class TooLate(ServiceError):
     """The deadline has passed, or can't be met."""
+
+
+class Unauthenticated(ServiceError):
+    """Nobody knows who calls: no token or certificate, or one that opens nothing."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known, and may not do this."""

@@ -1,5 +1,6 @@
 """Tiny models that every test may load, made once a session."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -16,8 +17,15 @@ from lm.loading import save_model
 hypothesis.settings.register_profile("plaudit", deadline=None)
 hypothesis.settings.load_profile("plaudit")
 
+# What is imported, torch's million objects above all, stays: it isn't looked through for garbage.
+gc.set_threshold(50_000, 20, 100)
+
 # Who starts the tests in a shell's background has Ctrl-C ignored, here and in every process from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

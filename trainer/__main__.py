@@ -4,6 +4,7 @@ Exit codes: 0 done · 64 configuration or data wrong · 69 a service can't be re
 internal · 75 stopped, start again with --resume · 130 Ctrl-C.
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from lm.errors import LmError
+from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
 from trainer.config import RunOptions, Section, load_config, render_toml
 from trainer.errors import ConfigError, ServiceUnreachable, TrainerError
 from trainer.stopping import end_early_on_sigterm, end_with_parent
@@ -113,6 +115,9 @@ def _command(stage: Stage) -> Callable[..., None]:
             list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a key; repeatable.")
         ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        accept_changes: Annotated[
+            str, typer.Option(metavar="A.B,…", help="What may differ from the checkpoint's run.")
+        ] = "",
         print_config: Annotated[
             bool, typer.Option("--print-config", help="Print the effective configuration and exit.")
         ] = False,
@@ -125,9 +130,12 @@ def _command(stage: Stage) -> Callable[..., None]:
         metrics_address: Annotated[
             str | None, typer.Option(help="HOST:PORT of Prometheus metrics; none without.")
         ] = None,
-        insecure: Annotated[
-            bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
-        ] = False,
+        tls_cert: TlsCert = None,
+        tls_key: TlsKey = None,
+        tls_client_ca: TlsClientCa = None,
+        tokens: TokensFile = None,
+        insecure: Insecure = False,
+        health_address: HealthAddress = None,
         parent: Annotated[
             int | None, typer.Option("--exit-with-parent", metavar="PID", help="Stop when that process ends.")
         ] = None,
@@ -139,7 +147,20 @@ def _command(stage: Stage) -> Callable[..., None]:
         if print_config:
             typer.echo(render_toml(loaded), nl=False)
             return
-        options = RunOptions(resume, dry_run, address, metrics_address, insecure)
+        accepted = frozenset(accept_changes.replace(",", " ").split())
+        options = RunOptions(
+            resume,
+            dry_run,
+            address,
+            metrics_address,
+            insecure,
+            accepted,
+            health_address,
+            tls_cert,
+            tls_key,
+            tls_client_ca,
+            tokens,
+        )
         from services.rpc.tracing import traced  # brings gRPC, which --help needn't wait for
 
         with traced("trainer"):
@@ -160,5 +181,6 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 100)  # torch's import makes a million objects, and all of them stay
     end_early_on_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, and read only when nothing is missing.
 
     FOLDER/step-00000042/
-        manifest.json            step, parts and their files, sha256 of each file, digests of what was used
+        manifest.json            step, parts, sha256 of each file and of itself, digests of what was used
         policy.safetensors       tensors of the part "policy", by path
         policy.json              its shape and its scalars, with references to the tensors
 
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,9 +28,10 @@ State: TypeAlias = Any
 Json: TypeAlias = Any
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 _PREFIX = "step-"
 _TEMPORARY = ".tmp-"
+_FORMER = ".old-"
 _TAG = "$"
 
 logger = logging.getLogger(__name__)
@@ -42,31 +43,46 @@ def save(
     parts: Mapping[str, State],
     digests: Mapping[str, str] | None = None,
     keep: int = 2,
+    changes: Sequence[Mapping[str, Json]] = (),
 ) -> Path:
     """Writes `parts` as the checkpoint of `step`, keeps the newest `keep`, and returns its folder.
 
-    `digests` (configuration, data, tokenizer) go to the manifest. Checkpoints of later steps are of a course
-    that was abandoned by resuming from an earlier one, and are removed.
+    `digests` (configuration, data, tokenizer), and `changes` of these on the way, go to the manifest.
+    Checkpoints of later steps are of a course that was abandoned by resuming from an earlier one, and are
+    removed. Raises OSError, or what safetensors makes of one; then nothing has changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_PREFIX}{step:08d}"
     temporary = folder / f"{_TEMPORARY}{target.name}"
     for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a process that was killed while saving
         shutil.rmtree(leftover)
-    temporary.mkdir()
-    files = {name: _write_part(temporary, name, state) for name, state in parts.items()}
-    manifest = {
-        "version": VERSION,
-        "step": step,
-        "parts": files,
-        "files": {name: _sha256(temporary / name) for names in files.values() for name in names},
-        "digests": dict(digests or {}),
-    }
-    _write_text(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-    _sync(temporary)
-    _put_in_place(temporary, target)
+    try:
+        temporary.mkdir()
+        _write(temporary, step, parts, {"digests": dict(digests or {}), "changes": list(changes)})
+        _put_in_place(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk the room is needed
+        raise
     _remove_all_but(folder, step, keep)
     return target
+
+
+def size(state: State) -> int:
+    """Bytes of the tensors in `state`: about what `save` writes of it."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size, inner))
+
+
+def _write(folder: Path, step: int, parts: Mapping[str, State], facts: Mapping[str, Json]) -> None:
+    """All files, the manifest last."""
+    files = {name: _write_part(folder, name, state) for name, state in parts.items()}
+    digests = {name: _sha256(folder / name) for names in files.values() for name in names}
+    manifest = {"version": VERSION, "step": step, "parts": files, "files": digests, **facts}
+    whole = {**manifest, "sha256": _json_sha256(manifest)}
+    _write_text(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True))
+    _sync(folder)
 
 
 def load(path: Path, required: Collection[str] = ()) -> dict[str, State]:
@@ -100,35 +116,52 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} can't be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not of version {VERSION}")
+    if manifest.pop("sha256", None) != _json_sha256(manifest):
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged (its sha256 differs)")
+    if manifest["step"] != step_of(path):
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is that of step {manifest['step']}")
     for name, digest in manifest["files"].items():
         if not (path / name).is_file():
             raise CheckpointError(f"checkpoint {path}: {name} is missing")
-        if _sha256(path / name) != digest:
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path}: {name} can't be read: {error.strerror}") from None
+        if found != digest:
             raise CheckpointError(f"checkpoint {path}: {name} is damaged (its sha256 differs)")
     return manifest
 
 
 def latest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that is whole; damaged ones are skipped with a warning."""
+    """The newest checkpoint in `folder` that is whole; damaged ones are skipped with a warning.
+
+    None if there is no checkpoint. Raises CheckpointError if there are some and none is whole: to start from
+    the beginning over them is for a person to decide.
+    """
+    damaged = []
     for path in reversed(_checkpoints(folder)):
         try:
             read_manifest(path)
         except CheckpointError as error:
             logger.warning("%s; trying the one before", error)
+            damaged.append(str(error))
         else:
             return path
+    if damaged:
+        advice = f"put a whole one back, or move {folder} away to start from the beginning"
+        raise CheckpointError(f"no checkpoint is whole ({'; '.join(damaged)}); {advice}")
     return None
 
 
 def step_of(path: Path) -> int:
     """The step of the checkpoint at `path`."""
-    return int(path.name.removeprefix(_PREFIX))
+    return int(path.name.rpartition("-")[2])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
-    return sorted((path for path in found if path.name.removeprefix(_PREFIX).isdecimal()), key=step_of)
+    """Oldest first. One that was being replaced when its process was killed counts, before its successor."""
+    found = [*folder.glob(f"{_FORMER}{_PREFIX}*"), *folder.glob(f"{_PREFIX}*")]
+    return sorted((path for path in found if path.name.rpartition("-")[2].isdecimal()), key=step_of)
 
 
 def _write_part(folder: Path, name: str, state: State) -> list[str]:
@@ -189,8 +222,10 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if target.exists() and _same_files(temporary, target):
         shutil.rmtree(temporary)  # resumed and stopped at once: nothing new to keep
         return
-    if target.exists():
-        shutil.rmtree(target)
+    if target.exists():  # moved, not removed: a kill right here must not cost the only checkpoint
+        former = target.with_name(f"{_FORMER}{target.name}")
+        shutil.rmtree(former, ignore_errors=True)
+        target.rename(former)
     temporary.rename(target)
     _sync(target.parent)
 
@@ -203,10 +238,11 @@ def _same_files(one: Path, other: Path) -> bool:
 
 
 def _remove_all_but(folder: Path, step: int, keep: int) -> None:
-    paths = _checkpoints(folder)
+    former = list(folder.glob(f"{_FORMER}*"))
+    paths = [path for path in _checkpoints(folder) if path not in former]
     abandoned = [path for path in paths if step_of(path) > step]
     old = [path for path in paths if step_of(path) <= step][:-keep]
-    for path in abandoned + old:
+    for path in former + abandoned + old:
         shutil.rmtree(path)
 
 
@@ -221,6 +257,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _json_sha256(content: Json) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

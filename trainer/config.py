@@ -43,7 +43,9 @@ class Section(BaseModel):
 class RunSection(Section):
     """[run]: where a run lives and how it is kept."""
 
-    volatile = frozenset({"directory", "threads", "checkpoint_every", "keep_checkpoints", "trackers"})
+    volatile = frozenset(
+        {"directory", "threads", "checkpoint_every", "keep_checkpoints", "disk_patience", "trackers"}
+    )
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
     """Names the run; its files go to `directory`/`name`."""
@@ -55,6 +57,8 @@ class RunSection(Section):
     checkpoint_every: Annotated[int, Field(ge=0)] = 50
     """Steps between checkpoints; 0 saves only when stopped and at the end."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    disk_patience: Annotated[float, Field(ge=0)] = 3600.0
+    """Seconds that the run waits for a disk that is full or read-only, before it ends with 75."""
     trackers: tuple[TrackerName, ...] = ()
     """Tools of others that are told what metrics.jsonl and evaluations hold; docs/metrics.md."""
 
@@ -72,7 +76,7 @@ class RunSection(Section):
 class ModelSection(Section):
     """[model]: what is trained, and which of its parameters."""
 
-    volatile = frozenset({"device"})
+    volatile = frozenset({"device", "path"})  # what is in the path has a digest
 
     path: str
     """A folder or hub id in Hugging Face format."""
@@ -122,6 +126,17 @@ class RunOptions:
     """HOST:PORT of Prometheus metrics."""
     insecure: bool = False
     """Allow addresses other than loopback without TLS."""
+    accept_changes: frozenset[str] = frozenset()
+    """Keys of configuration and digests that may differ from what the checkpoint was made with."""
+    health_address: str | None = None
+    """HOST:PORT of a plaintext port with nothing but health."""
+    tls_cert: Path | None = None
+    """PEM of TrainerService's certificate; plaintext without it."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """PEM of the CAs of which every caller must have a certificate."""
+    tokens: Path | None = None
+    """Who may call TrainerService: docs/security.md."""
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -147,6 +162,8 @@ def load_config(
         return cls.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise ConfigError(_problems(cls, error), str(path)) from None
+    except (ValueError, RecursionError) as error:  # of json.dumps
+        raise ConfigError([f"holds a value that can't be: {error}"], str(path)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -154,7 +171,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"can't be read: {error.strerror}"], str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also thousands of digits, lists in lists in lists
         raise ConfigError([f"is not TOML: {error}"], str(path)) from None
 
 
@@ -175,7 +192,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 def _parse_value(text: str) -> TomlValue:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

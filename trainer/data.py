@@ -126,6 +126,10 @@ class _Line:
             raise self.error(field, f"is {_kind(value)}; it must be a text")
         if not value:
             raise self.error(field, "is empty; give it text or remove the line")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
+            raise self.error(field, f"has no valid Unicode at character {error.start + 1}") from None
         return value
 
     def sequence(self, field: str) -> list[object]:
@@ -181,7 +185,7 @@ def _read(path: Path) -> str:
 def _parse(where: str, text: str) -> _Line:
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # also lists in lists in lists
         raise DataError(f"{where}: not JSON: {error}; each line must be one JSON object") from None
     if not isinstance(fields, dict):
         raise DataError(f"{where}: is {_kind(fields)}; each line must be a JSON object")

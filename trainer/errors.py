@@ -9,6 +9,7 @@
     ├── WrongWeights       70  a service answers with other weights than it must (trainer.ppo.run)
     ├── NotFinite          70  losses or gradients stay NaN or infinite
     ├── CheckpointError    70  a checkpoint can't be read
+    ├── DiskUnusable       75  the disk was full or read-only for too long; start again when it is mended
     └── Stopped            75  stopped by SIGTERM after a checkpoint; start again with --resume
         └── StoppedByCall   0  stopped by StopRun after a checkpoint, as somebody wished
 
@@ -63,6 +64,12 @@ class NotFinite(TrainerError):
 
 class CheckpointError(TrainerError):
     """A checkpoint is damaged or lacks a part."""
+
+
+class DiskUnusable(TrainerError):
+    """The disk didn't take what was to be written, for too long; the message says what to do."""
+
+    exit_code = 75
 
 
 class Stopped(TrainerError):

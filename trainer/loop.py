@@ -5,18 +5,29 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer import checkpoints
 from trainer.board import Board
 from trainer.config import RunOptions, RunSection, Section, render_toml
+from trainer.disk import Disk
 from trainer.errors import ConfigError, NotFinite, TrainerError
-from trainer.identity import config_digest, identity, refuse_changes
+from trainer.identity import (
+    CONFIG,
+    Change,
+    config_changes,
+    config_digest,
+    digest_changes,
+    identity,
+    refuse_changes,
+)
 from trainer.metrics import RunMetrics, Stage
-from trainer.progress import StepProgress
+from trainer.outputs import write_text
+from trainer.progress import StepProgress, waiting
 from trainer.stopping import StopSignal
 from trainer.tracing import span
 from trainer.trackers import Tracked, Trackers, check_installed
@@ -62,30 +73,46 @@ class Run:
     options: RunOptions
     checkpoint: Path | None
     board: Board
-    stop: StopSignal = field(default_factory=StopSignal)
+    stop: StopSignal
     """Listened to while steps are taken."""
+    disk: Disk
+    """What every file of the run is written by."""
+    changes: tuple[Change, ...] = ()
+    """Of the configuration since the checkpoint, accepted."""
 
 
 def open_run(config: Section, section: RunSection, options: RunOptions) -> Run:
     """Finds where to go on, and leaves the effective configuration in the run's folder.
 
     Raises ConfigError if there is a run of this name and nobody said --resume, if the checkpoint was
-    made with another configuration, or if a tracker isn't installed.
+    made with another configuration that isn't accepted, or if a tracker isn't installed; CheckpointError if
+    there are checkpoints and none is whole; DiskUnusable.
     """
     check_installed(section.trackers)
-    checkpoint = checkpoints.latest_whole(section.checkpoints)
-    board = Board(f"{section.name}-{secrets.token_hex(4)}")
+    stop = StopSignal()
+    disk = Disk(section.disk_patience, section.checkpoints, stop)
+    run = Run(config, section, options, None, Board(f"{section.name}-{secrets.token_hex(4)}"), stop, disk)
     if options.dry_run:
-        return Run(config, section, options, None, board)
-    if checkpoint is not None and not options.resume:
+        return run
+    checkpoint = checkpoints.latest_whole(section.checkpoints)
+    if checkpoint is not None:
+        run = replace(run, checkpoint=checkpoint, changes=_changes(config, section, options, checkpoint))
+    text = render_toml(config)
+    disk.write(section.folder, len(text), lambda: write_text(section.folder / "config.toml", text))
+    return run
+
+
+def _changes(
+    config: Section, section: RunSection, options: RunOptions, checkpoint: Path
+) -> tuple[Change, ...]:
+    """What differs from the checkpoint's configuration, if the run may go on from there at all."""
+    if not options.resume:
         step = checkpoints.step_of(checkpoint)
         reason = f"{section.folder} holds a run at step {step}; add --resume to go on, or choose another name"
         raise ConfigError.at("run.name", reason)
-    if checkpoint is not None:
-        refuse_changes(config, checkpoints.load_part(checkpoint, LOOP)["config"])
-    section.folder.mkdir(parents=True, exist_ok=True)
-    (section.folder / "config.toml").write_text(render_toml(config), encoding="utf-8")
-    return Run(config, section, options, checkpoint, board)
+    changes = config_changes(config, checkpoints.load_part(checkpoint, LOOP)["config"])
+    refuse_changes(changes, options.accept_changes)
+    return tuple(changes)
 
 
 class Loop:
@@ -97,9 +124,11 @@ class Loop:
         """`parts` are what a checkpoint keeps, `digests` what it was made from (data, model, tokenizer).
 
         Restores `parts` if the run goes on. Raises CheckpointError if one is absent from the checkpoint,
-        ConfigError if a digest differs.
+        ConfigError if a digest differs and that isn't accepted.
         """
         self.step = 0
+        self.changes: list[dict[str, Any]] = []
+        """Of configuration, data and models, each with the step after which it was accepted."""
         self.metrics: RunMetrics
         """Open while steps are taken, as are `trackers`."""
         self.trackers: Trackers
@@ -111,17 +140,16 @@ class Loop:
             self._restore(run.checkpoint)
 
     def _restore(self, path: Path) -> None:
-        saved = checkpoints.read_manifest(path)["digests"]
-        changed = [name for name, digest in self._digests.items() if saved.get(name) != digest]
-        if changed:
-            raise ConfigError(
-                [f"{name}: its content has changed since {path.name} was written" for name in changed]
-            )
+        manifest = checkpoints.read_manifest(path)
+        changes = digest_changes(self._run.config, self._digests, manifest["digests"])
+        refuse_changes(changes, self._run.options.accept_changes)
         states = checkpoints.load(path, [LOOP, *self._parts])
         for name, part in self._parts.items():
             part.load_state_dict(states[name])
         self.step = states[LOOP]["step"]
         self._skips_in_a_row = states[LOOP]["skips_in_a_row"]
+        accepted = [{"step": self.step, **asdict(change)} for change in (*self._run.changes, *changes)]
+        self.changes = [*manifest["changes"], *accepted]
         logger.info("going on from %s", path)
 
     def run(
@@ -142,7 +170,7 @@ class Loop:
         resumed = self.step if self._run.checkpoint else None
         with (
             Trackers(Tracked(self._run.config, self._run.section, resumed)) as self.trackers,
-            RunMetrics(self._stage, self._run.section.folder, resumed) as self.metrics,
+            RunMetrics(self._stage, self._run.section.folder, resumed, self._run.disk) as self.metrics,
             self._run.stop as stop,
             StepProgress(self._stage.replace("_", " "), self._total, self.step) as progress,
         ):
@@ -176,7 +204,8 @@ class Loop:
         try:
             yield
         except TrainerError as error:
-            if error.resumable:
+            # After a write that was given up, a line of metrics may be missing: the last checkpoint counts.
+            if error.resumable and not self._run.disk.given_up:
                 self._save()
                 error.args = (f"{error}; step {self.step} is kept, go on with --resume",)
             raise
@@ -226,14 +255,22 @@ class Loop:
             )
 
     def _save(self) -> None:
-        config = self._run.config
+        """Waits for the disk if need be; the lines of metrics.jsonl up to here come first."""
+        config, began = self._run.config, time.monotonic()
         states: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
         states[LOOP] = {
             "step": self.step,
             "skips_in_a_row": self._skips_in_a_row,
             "config": identity(config),
         }
-        digests = {**self._digests, "config": config_digest(config)}
+        digests = {**self._digests, CONFIG: config_digest(config)}
         section = self._run.section
-        path = checkpoints.save(section.checkpoints, self.step, states, digests, section.keep_checkpoints)
+        save = partial(
+            checkpoints.save,
+            section.checkpoints, self.step, states, digests, section.keep_checkpoints, self.changes,
+        )  # fmt: skip
+        self.metrics.sync()
+        with waiting(f"writing the checkpoint of step {self.step}"):
+            path = self._run.disk.write(section.checkpoints, checkpoints.size(states), save)
+        self.metrics.show({"checkpoint_seconds": time.monotonic() - began})
         self._run.board.tell(checkpoint=str(path))

@@ -9,23 +9,23 @@ file holds their values so far. PPO's names are TRL's where TRL has them; RECIPE
 """
 
 import ipaddress
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
 from services.rpc.metrics import ModelInfo, export_build_info
+from trainer.disk import Disk
 from trainer.errors import ConfigError
+from trainer.metrics_file import MetricsFile
 
 Stage = Literal["sft", "reward_model", "ppo"]
-FILE_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,16 @@ def _each(sets: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Metric]
             yield Metric(f"{prefix}/{name}", f"{text} {where}")
 
 
+SERVICES = ("policy", "reward", "reference")
+"""Those that a PPO run asks."""
+
 _COMMON = (
     Metric("step", "optimisation steps done (PPO: rollout-and-update iterations)"),
     Metric("total_steps", "steps that the configuration asks for"),
     Metric("last_step_timestamp_seconds", "when the last step ended, in seconds since 1970"),
     Metric("seconds_per_step", "wall time of the last step, in seconds"),
+    Metric("checkpoint_seconds", "wall time of writing the last checkpoint, waits for the disk included"),
+    Metric("disk_waiting", "1 while the run waits for a disk that is full or read-only, else 0"),
 )
 _OPTIMISER = (
     Metric("lr", "learning rate of the step"),
@@ -149,6 +154,10 @@ PPO = (
     Metric("eval/eos_rate", "share of held-out responses that ended by themselves"),
     Metric("eval/distinct_2", "distinct bigrams / bigrams of the held-out responses"),
     Metric("skipped_updates", "updates skipped because of a gradient that is not finite", "counter"),
+    *_each(
+        {"waiting": "is away and the run waits for it, else 0"},
+        {role: f"1 while the {role}" for role in SERVICES},
+    ),
     Metric("dropped_rewards", "sequences dropped because their reward could not be had", "counter"),
     Metric("kl_stops", "steps that the KL stop ended early", "counter"),
 )
@@ -164,8 +173,14 @@ def prometheus_name(stage: Stage, name: str) -> str:
 class RunMetrics:
     """The metrics of one run of one stage. Not thread-safe: the training loop owns it."""
 
-    def __init__(self, stage: Stage, folder: Path, resume_step: int | None = None) -> None:
-        """Opens `folder`/metrics.jsonl: anew, or cut behind `resume_step` with the counters restored."""
+    def __init__(
+        self, stage: Stage, folder: Path, resume_step: int | None = None, disk: Disk | None = None
+    ) -> None:
+        """Opens `folder`/metrics.jsonl: anew, or cut behind `resume_step` with the counters restored.
+
+        `disk` is the run's; without one nothing waits. Raises DiskUnusable.
+        """
+        disk = disk or Disk(0.0, folder)
         self.latest: dict[str, float] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -175,13 +190,10 @@ class RunMetrics:
         self._counters: dict[str, Counter] = {}
         self._counts: dict[str, float] = {}
         self._register()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
-        kept = [] if resume_step is None else _lines_until(path, resume_step)
-        _rewrite(path, kept)
-        self._file = path.open("a", encoding="utf-8")
-        for line in kept:
-            self._show({name: value for name, value in line.items() if name in self._known})
+        self._gauges["disk_waiting"].set_function(lambda: float(disk.waiting))
+        self._file = MetricsFile(folder, disk, resume_step)
+        for line in self._file.kept:
+            self.show({name: value for name, value in line.items() if name in self._known})
         for name in self._counters:
             self.count(name, self.latest.get(name, 0))
 
@@ -199,18 +211,25 @@ class RunMetrics:
     def log(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Sets the gauges `values` and appends one line for `step`; returns it, counters included.
 
-        Raises KeyError for an unknown name.
+        Raises KeyError for an unknown name, DiskUnusable.
         """
         unknown = sorted(set(values) - self._gauges.keys())
         if unknown:
             raise KeyError(f"not in the table of {self._stage} metrics: {', '.join(unknown)}")
         now = time.time()
         scalars = {name: float(value) for name, value in values.items()} | self._counts
-        self._show(scalars | {"step": step, "last_step_timestamp_seconds": now})
+        self.show(scalars | {"step": step, "last_step_timestamp_seconds": now})
         numbers = {name: _json_number(value) for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, "time": now, **numbers}) + "\n")
-        self._file.flush()
+        self._file.append({"step": step, "time": now, **numbers})
         return scalars
+
+    def sync(self) -> None:
+        """Has the lines so far outlast the machine. Raises DiskUnusable."""
+        self._file.sync()
+
+    def watch(self, name: str, look: Callable[[], float]) -> None:
+        """Exports what `look` gives, in whatever thread it is asked for."""
+        self._gauges[name].set_function(look)
 
     def count(self, name: str, amount: float = 1) -> None:
         """Adds to a counter; the next line shows it."""
@@ -222,7 +241,8 @@ class RunMetrics:
         """The weights that were pushed last; exported once a stage that pushes has asked for it."""
         return ModelInfo(self.registry)
 
-    def _show(self, values: Mapping[str, float | None]) -> None:
+    def show(self, values: Mapping[str, float | None]) -> None:
+        """Sets gauges without a line in the file."""
         for name, value in values.items():
             number = math.nan if value is None else float(value)
             self.latest[name] = number
@@ -259,33 +279,11 @@ class RunMetrics:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one that was cut off by a kill is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
-    return [line for line in read_lines(path) if line["step"] <= step]
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _rewrite(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """All or nothing, so that a kill here loses no history."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _json_number(value: float) -> float | None:

@@ -99,7 +99,9 @@ class TrainedModel:
             raise CheckpointError("the checkpoint trains other parameters than this configuration")
         for name, parameter in self.parameters.items():
             parameter.copy_(state["weights"][name])
-        self._adam.load_state_dict(state["optimiser"])
+        # Hyperparameters are the configuration's: a resumed run may have changed them on purpose.
+        groups = self._adam.state_dict()["param_groups"]
+        self._adam.load_state_dict({**state["optimiser"], "param_groups": groups})
 
 
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,23 +1,44 @@
 """What a stage leaves behind, each written whole or not at all."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lm.loading import save_model
 from trainer.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+
+def export_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Writes the model so that `folder` is either whole or not there."""
+    from lm.loading import save_model  # brings torch, which who only reads and writes JSON can do without
+
+    with replaced(folder) as temporary:
+        save_model(model, tokenizer, temporary)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies so that `target` is either whole or not there."""
+    with replaced(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which becomes `folder` at the end of the block unless it raises."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(model, tokenizer, temporary)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk the room is needed
+        raise
     replace_folder(temporary, folder)
 
 
@@ -29,8 +50,17 @@ def replace_folder(source: Path, target: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes all or nothing."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes all or nothing, to the disk and not only to the system's memory; makes the folder, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -12,7 +12,7 @@ from grpc import aio
 from plaudit.v1 import trainer_pb2, trainer_pb2_grpc
 from services.rpc.background import serve_in_background
 from services.rpc.interceptors import Readiness
-from services.rpc.options import OptionError, ServerOptions
+from services.rpc.options import OptionError, Security, ServerOptions
 from services.rpc.server import PortTaken, Service
 from trainer.board import Board, Stage, Status
 from trainer.config import RunOptions
@@ -125,7 +125,7 @@ def serve_run(board: Board, stage: Stage, options: RunOptions, stop: StopSignal)
     board.tell(stage=stage)
     with ExitStack() as stack:
         if options.address is not None:
-            stack.enter_context(_server(board, stop, options.address, options.insecure))
+            stack.enter_context(_server(board, stop, options.address, options))
         try:
             yield
         except (Stopped, KeyboardInterrupt) as end:
@@ -138,7 +138,7 @@ def serve_run(board: Board, stage: Stage, options: RunOptions, stop: StopSignal)
 
 
 @contextmanager
-def _server(board: Board, stop: StopSignal, address: str, insecure: bool) -> Iterator[None]:
+def _server(board: Board, stop: StopSignal, address: str, told: RunOptions) -> Iterator[None]:
     async def load() -> str:
         return ""
 
@@ -153,13 +153,21 @@ def _server(board: Board, stop: StopSignal, address: str, insecure: bool) -> Ite
             readiness=readiness,
         )
 
-    options = ServerOptions(address, insecure=insecure, token=os.environ.get("PLAUDIT_TOKEN"))
+    options = ServerOptions(
+        address,
+        insecure=told.insecure,
+        token=os.environ.get("PLAUDIT_TOKEN"),
+        security=Security(told.tls_cert, told.tls_key, told.tls_client_ca, told.tokens),
+        health_address=told.health_address,
+    )
     with ExitStack() as stack:
         try:
             server = stack.enter_context(serve_in_background(service, options))
         except (OptionError, PortTaken) as error:
             raise ConfigError.at("--address", str(error)) from None
         print(f"listening on {server.address}", flush=True)
+        if server.health_address:
+            print(f"health on {server.health_address}", flush=True)
         yield
 
 

@@ -19,7 +19,6 @@ from typing import Annotated, NoReturn
 
 import assets
 import prepare
-import results
 import typer
 from stages import STAGES, StageFailed, Stages
 
@@ -86,6 +85,8 @@ def run(stages: Stages) -> None:
     stages.ppo(data)
     _heading(6, "PPO against SFT, on prompts that no setting was picked on")
     stages.evaluate(data)
+    import results  # brings torch, which takes seconds; the stages are processes of their own
+
     results.write(stages)
     results.show(stages.folder)
 

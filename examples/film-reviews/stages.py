@@ -69,18 +69,22 @@ class Stages:
 
     def sft(self, data: Path, model: Path) -> None:
         """Stage 1."""
+        if self._finished("sft"):
+            return
         self._trainer("sft", {"model.path": model, **_files(data, SFT_DATA)})
         self._link("sft", "stages/sft/policy")
 
     def reward_model(self, data: Path, ceiling: float) -> None:
         """Stage 2, from the model of stage 1."""
+        if self._finished("reward-model"):
+            return
         settings = {"model.path": self.folder / "sft", "reward_model.human_ceiling": ceiling}
         self._trainer("reward-model", {**settings, **_files(data, REWARD_DATA)})
         self._link("reward", "stages/reward-model/reward")
 
     def ppo(self, data: Path) -> None:
         """Stage 3, against services that live as long as it does."""
-        if (self.folder / "run.json").exists():
+        if self._finished("ppo"):
             return
         with self.services("sft") as services:
             self._trainer(
@@ -97,7 +101,7 @@ class Stages:
 
     def evaluate(self, data: Path) -> None:
         """PPO against SFT, on prompts that nothing was picked on."""
-        if (self.folder / "stages/evaluate/evaluation.json").exists():
+        if self._finished("evaluate"):
             return
         self._trainer(
             "evaluate",
@@ -128,6 +132,13 @@ class Stages:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
             write_json(self._clock, self.seconds)
 
+    def _finished(self, stage: str) -> bool:
+        """Whether its last file is there, and its link; says so, since settings have no effect then."""
+        done = (self.folder / LAST_FILES[stage]).exists() and (self.folder / LINKS.get(stage, "")).exists()
+        if done:
+            print(f"{stage} has finished already", flush=True)
+        return done
+
     def _trainer(self, stage: str, settings: Mapping[str, object]) -> None:
         place = {"run.directory": self.folder / "stages", "run.seed": self.seed}
         if stage == "ppo":  # its run is the quickstart's own folder
@@ -146,6 +157,15 @@ class Stages:
             link.symlink_to(target, target_is_directory=True)
 
 
+LAST_FILES = {
+    "sft": "stages/sft/evaluation.json",
+    "reward-model": "stages/reward-model/evaluation.json",
+    "ppo": "run.json",
+    "evaluate": "stages/evaluate/evaluation.json",
+}
+"""What each stage writes when all else is there."""
+LINKS = {"sft": "sft", "reward-model": "reward"}
+"""To the model of a stage, in the quickstart's own folder."""
 SFT_DATA = {"train": "demonstrations", "validation": "demonstrations_validation"}
 REWARD_DATA = {
     "train": "rankings",

@@ -18,11 +18,13 @@ from plaudit.cli.rank import compare, rank
 from plaudit.cli.run import app as run_app
 from plaudit.cli.score import score
 from plaudit.cli.status import status
+from plaudit.cli.token import app as token_app
 
 _CLICK_USAGE_ERROR = 2
 
 app = typer.Typer(
-    help="Asks Plaudit's services. PLAUDIT_TOKEN of the environment goes with every call.",
+    help="Asks Plaudit's services. PLAUDIT_TOKEN of the environment goes with every call; PLAUDIT_TLS_CA, "
+    "PLAUDIT_TLS_CERT and PLAUDIT_TLS_KEY turn TLS on.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -31,6 +33,7 @@ app = typer.Typer(
 for command in (score, rank, compare, status, check, generate):
     app.command()(command)
 app.add_typer(run_app, name="run")
+app.add_typer(token_app, name="token")
 
 
 def _print_version(wanted: bool) -> None:

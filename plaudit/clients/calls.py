@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from operator import methodcaller
 from typing import Generic, Self
 
@@ -17,11 +17,13 @@ from plaudit.clients.channel import (
     Method,
     RequestT,
     ResponseT,
-    channel_options,
     check_size,
 )
+from plaudit.clients.connectivity import is_ready, is_ready_async
 from plaudit.clients.errors import Where
-from plaudit.clients.tries import Tries
+from plaudit.clients.hedging import first_answer, first_answer_async
+from plaudit.clients.tls import Channels
+from plaudit.clients.tries import Attempt, Tries
 
 _to_bytes = methodcaller("SerializeToString")
 
@@ -45,9 +47,16 @@ class Client(Connection):
         self._slots = threading.Semaphore(self.max_in_flight)
         self._closed = threading.Event()
 
-    @cached_property
+        self._opened = Channels(self._tls, self._open, lambda channel: channel.close())
+
+    @property
     def _channels(self) -> list[grpc.Channel]:
-        return [grpc.insecure_channel(target, options=channel_options(target)) for target in self.targets]
+        return self._opened.now()
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> list[grpc.Channel]:
+        if credentials is None:
+            return [grpc.insecure_channel(target, options) for target, options in self._lines()]
+        return [grpc.secure_channel(target, credentials, options) for target, options in self._lines()]
 
     def _call(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
@@ -56,16 +65,33 @@ class Client(Connection):
         tries = self.tries(method, timeout)
         with self._slot(tries):
             for attempt in tries:
-                channel = self._channels[attempt.channel_index]
-                call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
                 try:
-                    return call(request, **attempt.arguments(tries.left))
+                    return self._ask(method, request, attempt, tries)
                 except grpc.RpcError as error:
-                    failure = tries.failure(attempt, error, partial(_is_ready, channel))
+                    channel = self._channels[attempt.channel_index]
+                    failure = tries.failure(attempt, error, partial(is_ready, channel))
                     pause = tries.pause_after(failure)
                     if pause is None or self._closed.wait(pause):
                         raise failure from error
         raise AssertionError("tries have no end of their own")
+
+    def _ask(
+        self, method: Method[RequestT, ResponseT], request: RequestT, attempt: Attempt, tries: Tries
+    ) -> ResponseT:
+        def to(which: Attempt) -> "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]":
+            channel = self._channels[which.channel_index + which.is_spare]
+            return channel.unary_unary(method.path, _to_bytes, method.response.FromString)
+
+        def begin(which: Attempt) -> "grpc.Future[ResponseT]":
+            return to(which).future(request, **which.arguments(tries.left))
+
+        if self._hedge_after is None or not method.idempotent:
+            response = to(attempt)(request, **attempt.arguments(tries.left))
+        else:
+            rivals = attempt, tries.rival_of(attempt)
+            response, attempt = first_answer(begin, rivals, self._hedge_after, self._hedges)
+        tries.answered(attempt)
+        return response
 
     def _send(
         self, method: Method[RequestT, ResponseT], requests: Iterable[RequestT], timeout: float | None
@@ -79,7 +105,7 @@ class Client(Connection):
             response = call(_until_error(requests, stopped_by), **tries.first.arguments(tries.left))
         except grpc.RpcError as error:
             if not stopped_by:
-                raise tries.failure(tries.first, error, partial(_is_ready, channel)) from error
+                raise tries.failure(tries.first, error, partial(is_ready, channel)) from error
         if stopped_by:
             raise stopped_by[0]
         return response
@@ -95,7 +121,7 @@ class Client(Connection):
         try:
             yield from responses
         except grpc.RpcError as error:
-            raise tries.failure(tries.first, error, partial(_is_ready, channel)) from error
+            raise tries.failure(tries.first, error, partial(is_ready, channel)) from error
         finally:
             # Where a tracer intercepts calls, the stream is a plain generator.
             getattr(responses, "cancel" if hasattr(responses, "cancel") else "close")()
@@ -108,7 +134,7 @@ class Client(Connection):
         channel = self._channels[attempt.channel_index]
         call = channel.stream_stream(method.path, _to_bytes, method.response.FromString)
         responses = call(requests, **attempt.arguments(None))
-        return OpenedStream(responses, responses.cancel, attempt.where, partial(_is_ready, channel))
+        return OpenedStream(responses, responses.cancel, attempt.where, partial(is_ready, channel))
 
     @contextmanager
     def _slot(self, tries: Tries) -> Iterator[None]:
@@ -123,7 +149,7 @@ class Client(Connection):
     def close(self) -> None:
         """Ends the connections; calls in flight are cancelled."""
         self._closed.set()
-        for channel in self._channels:
+        for channel in self._opened.every():
             channel.close()
 
     def __enter__(self) -> Self:
@@ -140,10 +166,17 @@ class AsyncClient(Connection):
         self._slots = asyncio.Semaphore(self.max_in_flight)
         self._closed = asyncio.Event()
         self._streaming = self._blocking()
+        # Opened by the first call: a channel belongs to a loop.
+        self._opened = Channels(self._tls, self._open, lambda channel: asyncio.ensure_future(channel.close()))
 
-    @cached_property
-    def _channels(self) -> list[grpc.aio.Channel]:  # made by the first call: a channel belongs to a loop
-        return [grpc.aio.insecure_channel(target, options=channel_options(target)) for target in self.targets]
+    @property
+    def _channels(self) -> list[grpc.aio.Channel]:
+        return self._opened.now()
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> list[grpc.aio.Channel]:
+        if credentials is None:
+            return [grpc.aio.insecure_channel(target, options) for target, options in self._lines()]
+        return [grpc.aio.secure_channel(target, credentials, options) for target, options in self._lines()]
 
     async def _call(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
@@ -152,16 +185,31 @@ class AsyncClient(Connection):
         tries = self.tries(method, timeout)
         async with self._slot(tries):
             for attempt in tries:
-                channel = self._channels[attempt.channel_index]
-                call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
                 try:
-                    return await call(request, **attempt.arguments(tries.left))
+                    return await self._ask(method, request, attempt, tries)
                 except grpc.RpcError as error:
-                    failure = tries.failure(attempt, error, partial(_is_ready_async, channel))
+                    channel = self._channels[attempt.channel_index]
+                    failure = tries.failure(attempt, error, partial(is_ready_async, channel))
                     pause = tries.pause_after(failure)
                     if pause is None or await self._closes_within(pause):
                         raise failure from error
         raise AssertionError("tries have no end of their own")
+
+    async def _ask(
+        self, method: Method[RequestT, ResponseT], request: RequestT, attempt: Attempt, tries: Tries
+    ) -> ResponseT:
+        def begin(which: Attempt) -> "grpc.aio.UnaryUnaryCall[RequestT, ResponseT]":
+            channel = self._channels[which.channel_index + which.is_spare]
+            call = channel.unary_unary(method.path, _to_bytes, method.response.FromString)
+            return call(request, **which.arguments(tries.left))
+
+        if self._hedge_after is None or not method.idempotent:
+            response = await begin(attempt)
+        else:
+            rivals = attempt, tries.rival_of(attempt)
+            response, attempt = await first_answer_async(begin, rivals, self._hedge_after, self._hedges)
+        tries.answered(attempt)
+        return response
 
     async def _receive(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float
@@ -175,7 +223,7 @@ class AsyncClient(Connection):
             async for response in responses:
                 yield response
         except grpc.RpcError as error:
-            raise tries.failure(tries.first, error, partial(_is_ready_async, channel)) from error
+            raise tries.failure(tries.first, error, partial(is_ready_async, channel)) from error
         finally:
             responses.cancel()
 
@@ -198,6 +246,11 @@ class AsyncClient(Connection):
             timeout=self._timeout,
             wait_for_ready=self._wait_for_ready,
             caller=self._caller or None,
+            tls_ca=self._tls.ca if self._tls else None,
+            tls_cert=self._tls.cert if self._tls else None,
+            tls_key=self._tls.key if self._tls else None,
+            tls_name=self._tls_name,
+            insecure=self._insecure,
         )
         client._service = self._service
         return client
@@ -225,7 +278,7 @@ class AsyncClient(Connection):
         """Ends the connections; calls in flight are cancelled."""
         self._closed.set()
         self._streaming.close()
-        for channel in self._channels:
+        for channel in self._opened.every():
             await channel.close()
 
     async def __aenter__(self) -> Self:
@@ -233,25 +286,6 @@ class AsyncClient(Connection):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _is_ready(channel: grpc.Channel) -> bool:
-    """Whether `channel` has a connection now.
-
-    Sync channels tell it in public only to a callback, from a polling thread that dies noisily if the
-    channel is closed meanwhile; what that thread asks is asked here directly.
-    """
-    while isinstance(inner := getattr(channel, "_channel", None), grpc.Channel):
-        channel = inner  # interceptors, such as a tracer's, are channels around the real one
-    try:
-        state = channel._channel.check_connectivity_state(False)  # type: ignore[attr-defined]
-    except ValueError:  # closed
-        return False
-    return bool(state == grpc.ChannelConnectivity.READY.value[0])
-
-
-def _is_ready_async(channel: grpc.aio.Channel) -> bool:
-    return channel.get_state() is grpc.ChannelConnectivity.READY
 
 
 def _until_error(requests: Iterable[RequestT], stopped_by: list[Exception]) -> Iterator[RequestT]:

@@ -6,7 +6,6 @@ are under way at once.
 """
 
 import ipaddress
-import itertools
 import json
 import math
 import os
@@ -19,6 +18,9 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 from plaudit.clients.errors import DeadlineExceeded, InvalidArgument, PlauditError, Where
+from plaudit.clients.hedging import Budget
+from plaudit.clients.replicas import Replicas
+from plaudit.clients.tls import File, tls_files
 from plaudit.clients.tries import Attempt, Tries
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -31,13 +33,15 @@ MAX_IN_FLIGHT = 256
 """Calls that a client has under way at once unless the caller says otherwise."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-# What may be sent twice. Generate belongs here because PolicyClient gives every prompt a seed;
-# pushes never do: a second CommitPush would meet a state that the first one made.
+# What may be sent twice. Generate belongs here because PolicyClient gives every prompt a seed. Of a push,
+# a second BeginPush finds the one that the first opened, and a second CommitPush or AbortPush the outcome
+# of the first; PushChunks has a way of its own to go on (upload.py).
 IDEMPOTENT = {
     "plaudit.v1.PolicyService": ("Generate", "GetPolicy"),
     "plaudit.v1.ReferenceService": ("ComputeLogprobs", "GetReference"),
     "plaudit.v1.RewardService": ("Score", "Rank", "Compare", "GetModel", "ListModels"),
     "plaudit.v1.TrainerService": ("GetRun", "StopRun"),
+    "plaudit.v1.WeightsService": ("BeginPush", "GetPush", "CommitPush", "AbortPush"),
 }
 
 # gRPC adds jitter to the backoff, and obeys grpc-retry-pushback-ms instead where a service sends it.
@@ -88,6 +92,8 @@ class Connection:
     """The service in people's words, for messages."""
     _one_address: ClassVar[bool] = False
     """Whether calls build on each other and so must reach the same server."""
+    _may_hedge: ClassVar[bool] = False
+    """Whether a second call costs no more than its work, and comes to the same."""
 
     def __init__(
         self,
@@ -98,18 +104,37 @@ class Connection:
         wait_for_ready: bool = False,
         caller: str | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
+        tls_ca: File | None = None,
+        tls_cert: File | None = None,
+        tls_key: File | None = None,
+        tls_name: str | None = None,
+        insecure: bool | None = None,
+        hedge_after: float | None = None,
     ) -> None:
         """Opens no connection yet; the first call does.
 
         `address` is host:port, or several of replicas: calls take them in turn, and where one is
-        unavailable go on to the next. A host name that stands for many replicas is balanced over all.
+        unavailable go on to the next, and one that fails several times in a row is left out for a while
+        (replicas.py). A host name that stands for many replicas is balanced over all.
         `token` is PLAUDIT_TOKEN of the environment unless given. `timeout` is the default for each
         call, in seconds. `wait_for_ready` makes calls wait, within their timeout, for a service that
         isn't up yet. `caller` is the name under which a busy service shares itself among its callers;
         without one, each connection is a caller. Of the calls that are made at once, from threads or
         tasks, `max_in_flight` are under way and the others wait for their turn, within their timeout.
 
-        Raises InvalidArgument for an address, timeout, caller or max_in_flight that can't be.
+        `tls_ca` turns TLS on: PEM of the CAs of which the server must have a certificate. `tls_cert` and
+        `tls_key` are the client's own, where the server asks for one. They are PLAUDIT_TLS_CA,
+        PLAUDIT_TLS_CERT and PLAUDIT_TLS_KEY of the environment unless given, and read again when they
+        change. `tls_name` is the name in the server's certificate where that isn't the host of `address`.
+        Without TLS a token goes to this machine only, unless `insecure` (or PLAUDIT_INSECURE=1) says that
+        the network is trusted.
+
+        `hedge_after` is for reward and reference: a call that has no answer after so many seconds is made
+        a second time, of another address or over another connection, the first answer counts, and the other
+        call is cancelled. At most one call in ten is, so that a busy service isn't asked for twice as much.
+
+        Raises InvalidArgument for an address, timeout, caller, max_in_flight or hedge_after that can't be,
+        and for a token that would go over the network for all to read.
         """
         self.addresses = (address,) if isinstance(address, str) else tuple(address)
         if not self.addresses:
@@ -120,34 +145,61 @@ class Connection:
             )
         self.targets = [_target(address) for address in self.addresses]
         self._token = (os.environ.get("PLAUDIT_TOKEN", "") if token is None else token).strip()
+        self._tls = tls_files(tls_ca, tls_cert, tls_key)
+        self._tls_name = tls_name
+        self._insecure = os.environ.get("PLAUDIT_INSECURE") in ("1", "true") if insecure is None else insecure
+        self._check_token()
         self._timeout = _checked_timeout(timeout)
         self._wait_for_ready = wait_for_ready
         self._caller = _checked_caller(caller)
         self.max_in_flight = _checked_in_flight(max_in_flight)
+        self._hedge_after = self._checked_hedge(hedge_after)
+        self._hedges = Budget()
         self._metadata = tuple(_metadata(self._token, self._caller))
-        self._turn = itertools.count()
+        self._replicas = Replicas(len(self.addresses))
         self._prepare()
 
     def _prepare(self) -> None:
         """Makes what one kind of client needs before its first call; each does."""
         raise NotImplementedError
 
+    def _check_token(self) -> None:
+        far = next((target for target in self.targets if not _is_loopback(target)), None)
+        if self._token and self._tls is None and not self._insecure and far is not None:
+            where = far.removeprefix("dns:///")
+            raise InvalidArgument.at(
+                "token",
+                f"would go to {where} for all on the way to read; give tls_ca (PLAUDIT_TLS_CA), "
+                "or insecure=True (PLAUDIT_INSECURE=1) if the network is trusted",
+            )
+
+    def _checked_hedge(self, seconds: float | None) -> float | None:
+        if seconds is not None and not self._may_hedge:
+            raise InvalidArgument.at("hedge_after", f"is for reward and reference, not for {self._service}")
+        return None if seconds is None else _checked_timeout(seconds, "hedge_after")
+
+    def _lines(self) -> list[tuple[str, list[tuple[str, Any]]]]:
+        """Target and options of each channel; a second one to the only address where calls are hedged."""
+        every = [(target, channel_options(target, self._tls_name)) for target in self.targets]
+        if self._hedge_after is not None and len(every) == 1:
+            target, options = every[0]
+            every.append((target, [*options, ("grpc.use_local_subchannel_pool", 1)]))
+        return every
+
     def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
         """The tries of one call that begins now."""
         request_id = uuid.uuid4().hex
         metadata = (*self._metadata, ("x-request-id", request_id))
-        first = next(self._turn)
         attempts = [
             Attempt(
                 channel_index=index,
-                where=Where(self._service, address, method.name, request_id),
+                where=Where(self._service, self.addresses[index], method.name, request_id),
                 metadata=metadata,
                 wait_for_ready=self._wait_for_ready,
             )
-            for index, address in enumerate(self.addresses)
+            for index in self._replicas.in_turn()
         ]
-        turned = attempts[first % len(attempts) :] + attempts[: first % len(attempts)]
-        return Tries(turned, self.seconds(timeout), method.idempotent)
+        return Tries(attempts, self.seconds(timeout), method.idempotent, self._replicas)
 
     def seconds(self, timeout: float | None) -> float:
         """The client's timeout unless another is given. Raises InvalidArgument for one that can't be."""
@@ -163,15 +215,17 @@ class Connection:
         return f"{type(self).__name__}({', '.join(self.addresses)})"
 
 
-def channel_options(target: str) -> list[tuple[str, Any]]:
+def channel_options(target: str, tls_name: str | None = None) -> list[tuple[str, Any]]:
     """What every channel is opened with; `target` as in Connection.targets."""
     return [
+        *([("grpc.ssl_target_name_override", tls_name)] if tls_name else []),
         ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
         ("grpc.service_config_disable_resolution", 1),  # ours holds; and no TXT look-up per name
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),  # servers allow 10 s; finds dead peers during long calls
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # what gRPC 1.85 goes by; its own is 60 s
         ("grpc.http2.max_pings_without_data", 0),  # a call that computes for minutes sends no data
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.dns_min_time_between_resolutions_ms", 2_000),  # not 30 s: pods come and go
@@ -209,9 +263,9 @@ def _is_loopback(target: str) -> bool:
         return host == "localhost"
 
 
-def _checked_timeout(timeout: float) -> float:
+def _checked_timeout(timeout: float, name: str = "timeout") -> float:
     if not 0 < timeout < math.inf:
-        raise InvalidArgument.at("timeout", f"{timeout} is not a time above 0 s; every call has an end")
+        raise InvalidArgument.at(name, f"{timeout} is not a time above 0 s; every call has an end")
     return timeout
 
 

@@ -19,6 +19,7 @@ DType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16", "unspeci
 FinishReason: TypeAlias = Literal["eos", "stop_token", "stop_string", "length", "unspecified"]
 SwapMode: TypeAlias = Literal["in_place", "drain"]
 Stage: TypeAlias = Literal["sft", "reward_model", "ppo", "unspecified"]
+PushState: TypeAlias = Literal["open", "committing", "committed", "failed", "given_up", "unspecified"]
 RunState: TypeAlias = Literal["starting", "running", "finished", "stopped", "failed", "unspecified"]
 
 TokenIds: TypeAlias = Sequence[int]
@@ -182,6 +183,19 @@ class PushManifest:
     """In the order in which their bytes come."""
     weights_sha256: str
     """Digest of the whole model after the swap."""
+
+
+@dataclass(frozen=True)
+class PushStatus:
+    """How far a push is, or how it ended."""
+
+    push_id: str
+    state: PushState
+    received_bytes: int
+    """What the server holds, from the start of the push."""
+    total_bytes: int
+    expires_in: float
+    """Seconds after which the push is given up unless it is touched; 0 unless it is open."""
 
 
 class Logprobs(NamedTuple):

@@ -7,10 +7,12 @@
     ├── Overloaded          the service's queue is full: `retry_after` seconds
     ├── Unavailable         the service is loading or draining: `retry_after` seconds
     │   └── Unreachable     nobody answers at the address
+    │       └── NotSecure   somebody does, but the two sides don't trust each other: certificates, TLS
     ├── DeadlineExceeded    no answer in time
     ├── DataLoss            bytes that arrived are not those that were announced
     ├── Aborted             another caller is doing it already
-    ├── Unauthenticated     no token, or one that isn't good for this
+    ├── Unauthenticated     no token, or one that isn't known
+    │   └── PermissionDenied  a token that isn't good for this
     ├── Unimplemented       the server doesn't have this method: mostly the address of another service
     └── Internal            anything else; the service's log has more under `request_id`
 
@@ -26,6 +28,8 @@ from typing import ClassVar, TypeVar, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from plaudit.clients.handshakes import handshake_failure
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -156,6 +160,12 @@ class Unreachable(Unavailable):
     advice = "is the service running, and is this its address?"
 
 
+class NotSecure(Unreachable):
+    """The connection can't be secured: another certificate is needed, or TLS where there is none."""
+
+    advice = ""
+
+
 class DeadlineExceeded(PlauditError):
     """No answer in time."""
 
@@ -171,9 +181,15 @@ class Aborted(PlauditError):
 
 
 class Unauthenticated(PlauditError):
-    """No token, or one that isn't good for this."""
+    """No token, or one that isn't known."""
 
     advice = "set PLAUDIT_TOKEN, or give token="
+
+
+class PermissionDenied(Unauthenticated):
+    """The token isn't good for this."""
+
+    advice = "use a token that has the scope"
 
 
 class Unimplemented(PlauditError):
@@ -195,11 +211,12 @@ _BY_CODE: dict[str, type[PlauditError]] = {
     "FAILED_PRECONDITION": FailedPrecondition,
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": Unavailable,
+    "CANCELLED": Unavailable,  # by the service: it ends, and cuts off what is under way
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DATA_LOSS": DataLoss,
     "ABORTED": Aborted,
     "UNAUTHENTICATED": Unauthenticated,
-    "PERMISSION_DENIED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "UNIMPLEMENTED": Unimplemented,
 }
 
@@ -222,6 +239,8 @@ def from_rpc(
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
         return InvalidArgument(f"{words}; ask for less in one call", where)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and not is_connected():
+        if (insecure := handshake_failure(words, where.target)) is not None:
+            return NotSecure(insecure, where)
         return Unreachable(f"not reachable for {elapsed:.1f} s: {_root_cause(words)}", where)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"no answer within {elapsed:.1f} s", where)

@@ -74,4 +74,14 @@ def _hold(path: str, put: Callable[[ValueT], object], value: ValueT) -> None:
     try:
         put(value)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument.at(path, f"{short_repr(value)} can't be sent: {error}") from None
+        raise InvalidArgument.at(path, _refused(value, error)) from None
+
+
+def _refused(value: object, error: Exception) -> str:
+    """Shows numbers; what somebody wrote is neither shown nor quoted."""
+    match error:
+        case UnicodeEncodeError():
+            return f"can't be sent: no valid Unicode at character {error.start + 1}"
+        case _ if value is None or isinstance(value, int | float):
+            return f"{short_repr(value)} can't be sent: {error}"
+    return f"a {type(value).__name__} can't be sent here"

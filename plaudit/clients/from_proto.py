@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.clients import data, data_reward
 from plaudit.clients.errors import ItemFailure, Violation
-from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2
+from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2, weights_pb2
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,13 @@ FINISH_REASONS: dict[int, data.FinishReason] = {
 SWAP_MODES: dict[int, data.SwapMode] = {
     policy_pb2.SWAP_MODE_IN_PLACE: "in_place",
     policy_pb2.SWAP_MODE_DRAIN: "drain",
+}
+PUSH_STATES: dict[int, data.PushState] = {
+    weights_pb2.PUSH_STATE_OPEN: "open",
+    weights_pb2.PUSH_STATE_COMMITTING: "committing",
+    weights_pb2.PUSH_STATE_COMMITTED: "committed",
+    weights_pb2.PUSH_STATE_FAILED: "failed",
+    weights_pb2.PUSH_STATE_GIVEN_UP: "given_up",
 }
 TRUNCATIONS: dict[int, data_reward.Truncation] = {
     reward_pb2.TRUNCATION_ERROR: "error",
@@ -95,6 +102,17 @@ def policy_info(response: policy_pb2.GetPolicyResponse) -> data.PolicyInfo:
         swap_modes=tuple(SWAP_MODES[mode] for mode in response.swap_modes if mode in SWAP_MODES),
         limits=_limits(response.limits),
         queue=_queue(response.queue),
+    )
+
+
+def push_status(response: weights_pb2.GetPushResponse) -> data.PushStatus:
+    """How far a push is."""
+    return data.PushStatus(
+        push_id=response.push_id,
+        state=PUSH_STATES.get(response.state, "unspecified"),
+        received_bytes=response.received_bytes,
+        total_bytes=response.total_bytes,
+        expires_in=response.expires_in_seconds,
     )
 
 

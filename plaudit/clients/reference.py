@@ -33,6 +33,7 @@ class ReferenceClient(Client):
     """
 
     _service = "reference"
+    _may_hedge = True
 
     def compute_logprobs(
         self,
@@ -60,6 +61,7 @@ class AsyncReferenceClient(AsyncClient):
     """ReferenceClient to be awaited."""
 
     _service = "reference"
+    _may_hedge = True
 
     async def compute_logprobs(
         self,

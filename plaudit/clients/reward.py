@@ -58,6 +58,7 @@ class RewardClient(Client):
     """
 
     _service = "reward"
+    _may_hedge = True
 
     def score(
         self,
@@ -209,6 +210,7 @@ class AsyncRewardClient(AsyncClient):
     """
 
     _service = "reward"
+    _may_hedge = True
 
     async def score(
         self,

@@ -80,28 +80,31 @@ def logprobs_request(
     return request
 
 
-def begin_push_request(manifest: data.PushManifest) -> weights_pb2.BeginPushRequest:
-    """Encoding FULL, the only one there is."""
+def begin_push_request(manifest: data.PushManifest, take_over: bool) -> weights_pb2.BeginPushRequest:
+    """Both as they are."""
     request = weights_pb2.BeginPushRequest()
-    message = request.manifest
-    message.encoding = weights_pb2.PUSH_ENCODING_FULL
-    set_fields(message, "manifest.", base_step=manifest.base_step, new_step=manifest.new_step)
-    set_fields(message, "manifest.", run_id=manifest.run_id, weights_sha256=manifest.weights_sha256)
-    for index, tensor in enumerate(manifest.tensors):
-        path = f"manifest.tensors[{index}]."
-        spec = message.tensors.add()
-        set_fields(spec, path, name=tensor.name, dtype=enum_number(DTYPES, f"{path}dtype", tensor.dtype))
-        extend(spec.shape, f"{path}shape", tensor.shape)
+    _fill_manifest(request.manifest, manifest)
+    set_fields(request, "", take_over=take_over)
+    return request
+
+
+def load_request(
+    uri: str, manifest: data.PushManifest, mode: data.SwapMode, take_over: bool
+) -> weights_pb2.LoadFromUriRequest:
+    """`mode` by its name."""
+    request = weights_pb2.LoadFromUriRequest()
+    _fill_manifest(request.manifest, manifest)
+    number = enum_number(SWAP_MODES, "mode", mode)
+    set_fields(request, "", uri=uri, mode=number, take_over=take_over)
     return request
 
 
 def chunk_requests(
-    push_id: str, pieces: Iterable[bytes | memoryview], size: int = CHUNK_BYTES
+    push_id: str, pieces: Iterable[bytes | memoryview], size: int = CHUNK_BYTES, start: int = 0
 ) -> Iterator[weights_pb2.PushChunksRequest]:
-    """Cuts and joins `pieces` into messages of `size` bytes each, the last one shorter."""
-    offset, buffer = 0, bytearray()
-    for piece in pieces:
-        rest = memoryview(piece).cast("B")
+    """Cuts and joins `pieces`, from byte `start` on, into messages of `size` bytes, the last one shorter."""
+    offset, buffer = start, bytearray()
+    for rest in _from_byte(start, pieces):
         while rest.nbytes:
             taken = rest[: size - len(buffer)]
             buffer += taken
@@ -120,6 +123,32 @@ def commit_request(push_id: str, mode: data.SwapMode) -> weights_pb2.CommitPushR
     request = weights_pb2.CommitPushRequest(push_id=push_id)
     set_fields(request, "", mode=number)
     return request
+
+
+def get_push_request(push_id: str, run_id: str, new_step: int) -> weights_pb2.GetPushRequest:
+    """By its id, or else by the run and step of its manifest."""
+    request = weights_pb2.GetPushRequest()
+    set_fields(request, "", push_id=push_id, run_id=run_id, new_step=new_step)
+    return request
+
+
+def _fill_manifest(message: weights_pb2.PushManifest, manifest: data.PushManifest) -> None:
+    """Encoding FULL, the only one there is."""
+    message.encoding = weights_pb2.PUSH_ENCODING_FULL
+    set_fields(message, "manifest.", base_step=manifest.base_step, new_step=manifest.new_step)
+    set_fields(message, "manifest.", run_id=manifest.run_id, weights_sha256=manifest.weights_sha256)
+    for index, tensor in enumerate(manifest.tensors):
+        path = f"manifest.tensors[{index}]."
+        spec = message.tensors.add()
+        set_fields(spec, path, name=tensor.name, dtype=enum_number(DTYPES, f"{path}dtype", tensor.dtype))
+        extend(spec.shape, f"{path}shape", tensor.shape)
+
+
+def _from_byte(start: int, pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        yield view[start:]
+        start = max(0, start - view.nbytes)
 
 
 def _fill_prompt(message: policy_pb2.Prompt, path: str, prompt: data.Prompt) -> None:

@@ -1,14 +1,14 @@
 """Clients of the trainer, which drives the other services."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 
 from plaudit.clients import from_proto
 from plaudit.clients.calls import AsyncClient, Client
 from plaudit.clients.channel import Method
 from plaudit.clients.data import Run, RunEvent
-from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unavailable
+from plaudit.clients.errors import PlauditError
+from plaudit.clients.following import PAUSE_SECONDS, WATCH_SECONDS, Patience
 from plaudit.v1.trainer_pb2 import (
     GetRunRequest,
     GetRunResponse,
@@ -24,17 +24,13 @@ WATCH_RUN: Method[WatchRunRequest, WatchRunResponse] = Method(SERVICE, "WatchRun
 STOP_RUN: Method[StopRunRequest, StopRunResponse] = Method(SERVICE, "StopRun", StopRunResponse)
 
 ENDED = ("finished", "stopped", "failed")
-WATCH_SECONDS = 300.0
-"""A stream of events is opened anew after so long: it has a deadline like every call."""
-PAUSE_SECONDS = 1.0
 
 
 class _Following:
     """Where a follower stands, over streams that end."""
 
     def __init__(self, patience: float) -> None:
-        self._patience = patience
-        self._last_answer = time.monotonic()
+        self.patience = Patience(patience)
         self._event: RunEvent | None = None
 
     @property
@@ -51,16 +47,9 @@ class _Following:
 
     def take(self, response: WatchRunResponse) -> RunEvent:
         """The event of a message."""
-        self._last_answer = time.monotonic()
+        self.patience.answered()
         self._event = RunEvent(response.number, from_proto.run(response.run))
         return self._event
-
-    def bear(self, failure: PlauditError) -> None:
-        """Raises `failure` unless the stream may be opened again."""
-        if isinstance(failure, DeadlineExceeded):
-            self._last_answer = time.monotonic()  # its own end: the trainer was there
-        elif not isinstance(failure, Unavailable) or time.monotonic() - self._last_answer > self._patience:
-            raise failure
 
 
 class TrainerClient(Client):
@@ -84,7 +73,7 @@ class TrainerClient(Client):
                 for response in self._receive(WATCH_RUN, following.request, WATCH_SECONDS):
                     yield following.take(response)
             except PlauditError as failure:
-                following.bear(failure)
+                following.patience.bear(failure)
             if not following.has_ended and self._closed.wait(PAUSE_SECONDS):
                 return
 
@@ -110,7 +99,7 @@ class AsyncTrainerClient(AsyncClient):
                 async for response in self._receive(WATCH_RUN, following.request, WATCH_SECONDS):
                     yield following.take(response)
             except PlauditError as failure:
-                following.bear(failure)
+                following.patience.bear(failure)
             if not following.has_ended:
                 await asyncio.sleep(PAUSE_SECONDS)
 

@@ -3,12 +3,20 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
-from plaudit.clients.errors import Overloaded, PlauditError, Unavailable, Where, from_rpc
+from plaudit.clients.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    PlauditError,
+    Unavailable,
+    Where,
+    from_rpc,
+)
+from plaudit.clients.replicas import Replicas
 
 BLIND_TRIES = 4
 """Tries at a full service that doesn't say when to come back."""
@@ -24,6 +32,8 @@ class Attempt:
     where: Where
     metadata: tuple[tuple[str, str], ...]
     wait_for_ready: bool
+    is_spare: bool = False
+    """Over the second connection to the only address."""
 
     def arguments(self, timeout: float | None) -> dict[str, Any]:
         """What gRPC wants to know beside the request; `timeout` None for a stream without an end."""
@@ -39,20 +49,32 @@ class Tries(Iterator[Attempt]):
     a span that doubles from one try to the next.
     """
 
-    def __init__(self, attempts: Sequence[Attempt], timeout: float, idempotent: bool) -> None:
-        """`attempts` in their order, one per address; just the first is made where another could do harm."""
+    def __init__(
+        self, attempts: Sequence[Attempt], timeout: float, idempotent: bool, replicas: Replicas
+    ) -> None:
+        """`attempts` in their order, one per address; just the first is made where another could do harm.
+
+        `replicas` hears how each went.
+        """
         self.timeout = timeout
         self.first = attempts[0]
-        self._attempts = attempts
+        self.attempts = attempts
+        """Of one round."""
         self._idempotent = idempotent
+        self._replicas = replicas
         self._started = time.monotonic()
         self._made = 0
         self._full: list[Overloaded] = []
 
     def __next__(self) -> Attempt:
-        attempt = self._attempts[self._made % len(self._attempts)]
+        attempt = self.attempts[self._made % len(self.attempts)]
         self._made += 1
         return attempt
+
+    def rival_of(self, attempt: Attempt) -> Attempt:
+        """Who is asked, too, if `attempt` is slow: the next address, or the same one over its spare line."""
+        after = self.attempts[(self.attempts.index(attempt) + 1) % len(self.attempts)]
+        return replace(attempt, is_spare=True) if after is attempt else after
 
     @property
     def left(self) -> float:
@@ -63,7 +85,16 @@ class Tries(Iterator[Attempt]):
         self, attempt: Attempt, error: grpc.RpcError, is_connected: Callable[[], bool]
     ) -> PlauditError:
         """What to raise unless pause_after says to go on."""
-        return from_rpc(error, attempt.where, is_connected, time.monotonic() - self._started)
+        failure = from_rpc(error, attempt.where, is_connected, time.monotonic() - self._started)
+        if isinstance(failure, Unavailable | DeadlineExceeded):
+            self._replicas.failed(attempt.channel_index)
+        else:
+            self._replicas.answered(attempt.channel_index)
+        return failure
+
+    def answered(self, attempt: Attempt) -> None:
+        """It ended well."""
+        self._replicas.answered(attempt.channel_index)
 
     def pause_after(self, failure: PlauditError) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""
@@ -71,13 +102,13 @@ class Tries(Iterator[Attempt]):
             return None
         if isinstance(failure, Overloaded):
             self._full.append(failure)
-        if self._made % len(self._attempts):
+        if self._made % len(self.attempts):
             return 0.0  # another address may do it at once
         full, self._full = self._full, []
         return self._until_less_full(full) if full else None
 
     def _until_less_full(self, full: Sequence[Overloaded]) -> float | None:
-        rounds = self._made // len(self._attempts)
+        rounds = self._made // len(self.attempts)
         told = [failure.retry_after for failure in full if failure.retry_after is not None]
         if not told and rounds >= BLIND_TRIES:
             return None

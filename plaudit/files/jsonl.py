@@ -8,6 +8,10 @@ from typing import Any, BinaryIO
 
 from plaudit.files.rows import Row
 
+MAX_LINE = 64 << 20
+"""Bytes of a line that are read: no call may carry more."""
+SHOWN = 1000
+"""Bytes of a longer one that are kept."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -26,8 +30,11 @@ class JsonLines:
         """Those on lines behind line `after`."""
         source, end = self._source, 0
         with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
-            for line, raw in enumerate(file, start=1):
-                end += len(raw)
+            for line, (raw, length) in enumerate(_lines(file), start=1):
+                end += length
+                if line > after and length > MAX_LINE:
+                    yield Row(line, end, {}, f"is longer than {MAX_LINE:,} bytes", raw[:SHOWN])
+                    continue
                 stripped = (raw.removeprefix(_BOM) if line == 1 else raw).strip()
                 if line > after and stripped:
                     yield _row(line, end, stripped)
@@ -54,6 +61,16 @@ class JsonLinesSink:
 
     def close(self) -> None:
         """Everything is written already."""
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Lines and their lengths; of one that is longer than MAX_LINE only the beginning."""
+    while raw := file.readline(MAX_LINE + 1):
+        length, last = len(raw), raw
+        while len(last) > MAX_LINE and not last.endswith(b"\n"):
+            last = file.readline(MAX_LINE + 1)
+            length += len(last)
+        yield raw, length
 
 
 def _row(line: int, end: int, raw: bytes) -> Row:

@@ -27,19 +27,24 @@ class Parquet:
         self.names = list(self.schema.names)
 
     def rows(self, after: int = 0) -> Iterator[Row]:
-        """Those behind row `after`, from 1."""
+        """Those behind row `after`, from 1. Raises FileError where the file is damaged."""
+        import pyarrow as pa
+
         number = 0
         with _opened(self._path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                if number + batch.num_rows > after:
-                    yield from _rows(batch, number, max(0, after - number))
-                number += batch.num_rows
+            try:
+                for batch in file.iter_batches(BATCH_ROWS):
+                    if number + batch.num_rows > after:
+                        yield from _rows(batch, number, max(0, after - number))
+                    number += batch.num_rows
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise FileError(f"{self._path}: can't be read behind row {number}: {error}") from None
 
     def original(self, row: Row) -> object:
         """The row as plain values."""
         batch, index = row.raw
-        plain: dict[str, object] = batch.slice(index, 1).to_pylist()[0]
-        return plain
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return {name: _plain(column[index]) for name, column in columns}
 
     def sink(self, file: BinaryIO, added: Sequence[str]) -> "ParquetSink":
         """Writes rows of this file with the columns `added` to `file`."""
@@ -96,14 +101,33 @@ def _opened(path: Path) -> "pq.ParquetFile":
         raise FileError("needs pyarrow: pip install 'plaudit[parquet]'") from None
     try:
         return pq.ParquetFile(path, buffer_size=_READ_AHEAD)  # else a column of a row group is read at once
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that aren't UTF-8
         raise FileError(f"is no Parquet that can be read: {error}") from None
 
 
 def _rows(batch: "pa.RecordBatch", number: int, start: int) -> Iterator[Row]:
     forms = batch.select([name for name in batch.schema.names if name in FORMS])
-    for index, columns in enumerate(forms.slice(start).to_pylist(), start=start):
-        yield Row(number + index + 1, number + index + 1, columns, "", (batch, index))
+    try:
+        found = [(columns, "") for columns in forms.slice(start).to_pylist()]
+    except (ValueError, OverflowError):
+        found = [_alone(forms.slice(index, 1)) for index in range(start, forms.num_rows)]
+    for index, (columns, problem) in enumerate(found, start=start):
+        yield Row(number + index + 1, number + index + 1, columns, problem, (batch, index))
+
+
+def _alone(row: "pa.RecordBatch") -> tuple[dict[str, Any], str]:
+    """Columns of the one row of a batch, and what is wrong with them."""
+    try:
+        return row.to_pylist()[0], ""
+    except (ValueError, OverflowError) as error:
+        return {}, f"can't be read: {error}"
+
+
+def _plain(value: "pa.Scalar[Any]") -> object:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # text that isn't UTF-8, a date after the year 9999
+        return f"a {value.type} that can't be read"
 
 
 def _type(name: str) -> "pa.DataType":

@@ -94,7 +94,10 @@ def _ids(value: object) -> list[int]:
         raise BadRow(f"token_ids is {_kind(value)}; it must be a list of ids")
     for index, id_ in enumerate(value):
         if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ <= _MAX_ID:
-            raise BadRow(f"token_ids[{index}] is {id_!r}, no token id")
+            shown = (
+                repr(id_) if isinstance(id_, int | float) else _kind(id_)
+            )  # nobody's text goes into a message
+            raise BadRow(f"token_ids[{index}] is {shown}, no token id")
     return value
 
 

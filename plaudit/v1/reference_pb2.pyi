@@ -56,7 +56,7 @@ class ComputeLogprobsRequest(_message.Message):
     SEQUENCES_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Logits are divided by this before the softmax, as in sampling; absent is 1; above 0."""
+    """Logits are divided by this before the softmax, as in sampling; absent is 1; 1e-4 or more."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogprobSequence]:
         """The sequences; at least one."""

@@ -26,35 +26,49 @@ from plaudit.v1 import policy_pb2 as plaudit_dot_v1_dot_policy__pb2
 from plaudit.v1 import types_pb2 as plaudit_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/weights.proto\x12\nplaudit.v1\x1a\x17plaudit/v1/policy.proto\x1a\x16plaudit/v1/types.proto\"N\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x04\"\xb0\x01\n\x0cPushManifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tbase_step\x18\x02 \x01(\x04\x12\x10\n\x08new_step\x18\x03 \x01(\x04\x12\'\n\x07tensors\x18\x04 \x03(\x0b\x32\x16.plaudit.v1.TensorSpec\x12\x16\n\x0eweights_sha256\x18\x05 \x01(\t\x12*\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x18.plaudit.v1.PushEncoding\">\n\x10\x42\x65ginPushRequest\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.PushManifest\"9\n\x11\x42\x65ginPushResponse\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"B\n\x11PushChunksRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x12PushChunksResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"H\n\x11\x43ommitPushRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\"\n\x04mode\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.SwapMode\"=\n\x12\x43ommitPushResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"#\n\x10\x41\x62ortPushRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\"<\n\x11\x41\x62ortPushResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion*E\n\x0cPushEncoding\x12\x1d\n\x19PUSH_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12PUSH_ENCODING_FULL\x10\x01\x32\xc0\x02\n\x0eWeightsService\x12H\n\tBeginPush\x12\x1c.plaudit.v1.BeginPushRequest\x1a\x1d.plaudit.v1.BeginPushResponse\x12M\n\nPushChunks\x12\x1d.plaudit.v1.PushChunksRequest\x1a\x1e.plaudit.v1.PushChunksResponse(\x01\x12K\n\nCommitPush\x12\x1d.plaudit.v1.CommitPushRequest\x1a\x1e.plaudit.v1.CommitPushResponse\x12H\n\tAbortPush\x12\x1c.plaudit.v1.AbortPushRequest\x1a\x1d.plaudit.v1.AbortPushResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/weights.proto\x12\nplaudit.v1\x1a\x17plaudit/v1/policy.proto\x1a\x16plaudit/v1/types.proto\"N\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x04\"\xb0\x01\n\x0cPushManifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tbase_step\x18\x02 \x01(\x04\x12\x10\n\x08new_step\x18\x03 \x01(\x04\x12\'\n\x07tensors\x18\x04 \x03(\x0b\x32\x16.plaudit.v1.TensorSpec\x12\x16\n\x0eweights_sha256\x18\x05 \x01(\t\x12*\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x18.plaudit.v1.PushEncoding\"Q\n\x10\x42\x65ginPushRequest\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.PushManifest\x12\x11\n\ttake_over\x18\x02 \x01(\x08\"Q\n\x11\x42\x65ginPushResponse\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\"B\n\x11PushChunksRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x12PushChunksResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"C\n\x0eGetPushRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08new_step\x18\x03 \x01(\x04\"\x91\x01\n\x0fGetPushResponse\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.plaudit.v1.PushState\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12\x65xpires_in_seconds\x18\x05 \x01(\x01\"H\n\x11\x43ommitPushRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\x12\"\n\x04mode\x18\x02 \x01(\x0e\x32\x14.plaudit.v1.SwapMode\"=\n\x12\x43ommitPushResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"#\n\x10\x41\x62ortPushRequest\x12\x0f\n\x07push_id\x18\x01 \x01(\t\"<\n\x11\x41\x62ortPushResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x1b\n\x19WatchPolicyVersionRequest\"E\n\x1aWatchPolicyVersionResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion\"\x84\x01\n\x12LoadFromUriRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12*\n\x08manifest\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.PushManifest\x12\"\n\x04mode\x18\x03 \x01(\x0e\x32\x14.plaudit.v1.SwapMode\x12\x11\n\ttake_over\x18\x04 \x01(\x08\">\n\x13LoadFromUriResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ModelVersion*E\n\x0cPushEncoding\x12\x1d\n\x19PUSH_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12PUSH_ENCODING_FULL\x10\x01*\xa1\x01\n\tPushState\x12\x1a\n\x16PUSH_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPUSH_STATE_OPEN\x10\x01\x12\x19\n\x15PUSH_STATE_COMMITTING\x10\x02\x12\x18\n\x14PUSH_STATE_COMMITTED\x10\x03\x12\x15\n\x11PUSH_STATE_FAILED\x10\x04\x12\x17\n\x13PUSH_STATE_GIVEN_UP\x10\x05\x32\xbb\x04\n\x0eWeightsService\x12H\n\tBeginPush\x12\x1c.plaudit.v1.BeginPushRequest\x1a\x1d.plaudit.v1.BeginPushResponse\x12M\n\nPushChunks\x12\x1d.plaudit.v1.PushChunksRequest\x1a\x1e.plaudit.v1.PushChunksResponse(\x01\x12\x42\n\x07GetPush\x12\x1a.plaudit.v1.GetPushRequest\x1a\x1b.plaudit.v1.GetPushResponse\x12K\n\nCommitPush\x12\x1d.plaudit.v1.CommitPushRequest\x1a\x1e.plaudit.v1.CommitPushResponse\x12H\n\tAbortPush\x12\x1c.plaudit.v1.AbortPushRequest\x1a\x1d.plaudit.v1.AbortPushResponse\x12\x65\n\x12WatchPolicyVersion\x12%.plaudit.v1.WatchPolicyVersionRequest\x1a&.plaudit.v1.WatchPolicyVersionResponse0\x01\x12N\n\x0bLoadFromUri\x12\x1e.plaudit.v1.LoadFromUriRequest\x1a\x1f.plaudit.v1.LoadFromUriResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.weights_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUSHENCODING']._serialized_start=821
-  _globals['_PUSHENCODING']._serialized_end=890
+  _globals['_PUSHENCODING']._serialized_start=1380
+  _globals['_PUSHENCODING']._serialized_end=1449
+  _globals['_PUSHSTATE']._serialized_start=1452
+  _globals['_PUSHSTATE']._serialized_end=1613
   _globals['_TENSORSPEC']._serialized_start=89
   _globals['_TENSORSPEC']._serialized_end=167
   _globals['_PUSHMANIFEST']._serialized_start=170
   _globals['_PUSHMANIFEST']._serialized_end=346
   _globals['_BEGINPUSHREQUEST']._serialized_start=348
-  _globals['_BEGINPUSHREQUEST']._serialized_end=410
-  _globals['_BEGINPUSHRESPONSE']._serialized_start=412
-  _globals['_BEGINPUSHRESPONSE']._serialized_end=469
-  _globals['_PUSHCHUNKSREQUEST']._serialized_start=471
-  _globals['_PUSHCHUNKSREQUEST']._serialized_end=537
-  _globals['_PUSHCHUNKSRESPONSE']._serialized_start=539
-  _globals['_PUSHCHUNKSRESPONSE']._serialized_end=583
-  _globals['_COMMITPUSHREQUEST']._serialized_start=585
-  _globals['_COMMITPUSHREQUEST']._serialized_end=657
-  _globals['_COMMITPUSHRESPONSE']._serialized_start=659
-  _globals['_COMMITPUSHRESPONSE']._serialized_end=720
-  _globals['_ABORTPUSHREQUEST']._serialized_start=722
-  _globals['_ABORTPUSHREQUEST']._serialized_end=757
-  _globals['_ABORTPUSHRESPONSE']._serialized_start=759
-  _globals['_ABORTPUSHRESPONSE']._serialized_end=819
-  _globals['_WEIGHTSSERVICE']._serialized_start=893
-  _globals['_WEIGHTSSERVICE']._serialized_end=1213
+  _globals['_BEGINPUSHREQUEST']._serialized_end=429
+  _globals['_BEGINPUSHRESPONSE']._serialized_start=431
+  _globals['_BEGINPUSHRESPONSE']._serialized_end=512
+  _globals['_PUSHCHUNKSREQUEST']._serialized_start=514
+  _globals['_PUSHCHUNKSREQUEST']._serialized_end=580
+  _globals['_PUSHCHUNKSRESPONSE']._serialized_start=582
+  _globals['_PUSHCHUNKSRESPONSE']._serialized_end=626
+  _globals['_GETPUSHREQUEST']._serialized_start=628
+  _globals['_GETPUSHREQUEST']._serialized_end=695
+  _globals['_GETPUSHRESPONSE']._serialized_start=698
+  _globals['_GETPUSHRESPONSE']._serialized_end=843
+  _globals['_COMMITPUSHREQUEST']._serialized_start=845
+  _globals['_COMMITPUSHREQUEST']._serialized_end=917
+  _globals['_COMMITPUSHRESPONSE']._serialized_start=919
+  _globals['_COMMITPUSHRESPONSE']._serialized_end=980
+  _globals['_ABORTPUSHREQUEST']._serialized_start=982
+  _globals['_ABORTPUSHREQUEST']._serialized_end=1017
+  _globals['_ABORTPUSHRESPONSE']._serialized_start=1019
+  _globals['_ABORTPUSHRESPONSE']._serialized_end=1079
+  _globals['_WATCHPOLICYVERSIONREQUEST']._serialized_start=1081
+  _globals['_WATCHPOLICYVERSIONREQUEST']._serialized_end=1108
+  _globals['_WATCHPOLICYVERSIONRESPONSE']._serialized_start=1110
+  _globals['_WATCHPOLICYVERSIONRESPONSE']._serialized_end=1179
+  _globals['_LOADFROMURIREQUEST']._serialized_start=1182
+  _globals['_LOADFROMURIREQUEST']._serialized_end=1314
+  _globals['_LOADFROMURIRESPONSE']._serialized_start=1316
+  _globals['_LOADFROMURIRESPONSE']._serialized_end=1378
+  _globals['_WEIGHTSSERVICE']._serialized_start=1616
+  _globals['_WEIGHTSSERVICE']._serialized_end=2187
 # @@protoc_insertion_point(module_scope)

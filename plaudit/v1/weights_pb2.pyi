@@ -41,6 +41,42 @@ PUSH_ENCODING_FULL: PushEncoding.ValueType  # 1
 """Every element of every listed tensor, little-endian, row-major, as in a safetensors file."""
 Global___PushEncoding: _TypeAlias = PushEncoding  # noqa: Y015
 
+class _PushState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PushStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PushState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUSH_STATE_UNSPECIFIED: _PushState.ValueType  # 0
+    """Never sent."""
+    PUSH_STATE_OPEN: _PushState.ValueType  # 1
+    """Takes chunks."""
+    PUSH_STATE_COMMITTING: _PushState.ValueType  # 2
+    """Is verified, or waits for its moment to swap."""
+    PUSH_STATE_COMMITTED: _PushState.ValueType  # 3
+    """Its weights served, and may have been replaced since."""
+    PUSH_STATE_FAILED: _PushState.ValueType  # 4
+    """Its commit failed; CommitPush tells how."""
+    PUSH_STATE_GIVEN_UP: _PushState.ValueType  # 5
+    """Was aborted, or nobody touched it for too long, or another push took its place."""
+
+class PushState(_PushState, metaclass=_PushStateEnumTypeWrapper):
+    """Where a push stands."""
+
+PUSH_STATE_UNSPECIFIED: PushState.ValueType  # 0
+"""Never sent."""
+PUSH_STATE_OPEN: PushState.ValueType  # 1
+"""Takes chunks."""
+PUSH_STATE_COMMITTING: PushState.ValueType  # 2
+"""Is verified, or waits for its moment to swap."""
+PUSH_STATE_COMMITTED: PushState.ValueType  # 3
+"""Its weights served, and may have been replaced since."""
+PUSH_STATE_FAILED: PushState.ValueType  # 4
+"""Its commit failed; CommitPush tells how."""
+PUSH_STATE_GIVEN_UP: PushState.ValueType  # 5
+"""Was aborted, or nobody touched it for too long, or another push took its place."""
+Global___PushState: _TypeAlias = PushState  # noqa: Y015
+
 @_typing.final
 class TensorSpec(_message.Message):
     """One tensor of a push."""
@@ -124,6 +160,9 @@ class BeginPushRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MANIFEST_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    take_over: _builtins.bool
+    """Drive the policy from now on, whichever run does so: its open push, if there is one, is void."""
     @_builtins.property
     def manifest(self) -> Global___PushManifest:
         """What will come."""
@@ -132,10 +171,11 @@ class BeginPushRequest(_message.Message):
         self,
         *,
         manifest: Global___PushManifest | None = ...,
+        take_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "take_over", b"take_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,19 +189,23 @@ class BeginPushResponse(_message.Message):
 
     PUSH_ID_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     push_id: _builtins.str
     """Names the push in the calls that follow."""
     total_bytes: _builtins.int
     """Bytes that PushChunks must bring in all."""
+    received_bytes: _builtins.int
+    """Bytes the server holds already: above 0 only if the push was open before."""
     def __init__(
         self,
         *,
         push_id: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["push_id", b"push_id", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["push_id", b"push_id", "received_bytes", b"received_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,6 +262,74 @@ class PushChunksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushChunksResponse: _TypeAlias = PushChunksResponse  # noqa: Y015
+
+@_typing.final
+class GetPushRequest(_message.Message):
+    """Asks about a push: by push_id, or by the run and step of its manifest, of which the newest counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUSH_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    NEW_STEP_FIELD_NUMBER: _builtins.int
+    push_id: _builtins.str
+    """From BeginPush; empty to ask by run_id and new_step."""
+    run_id: _builtins.str
+    """PushManifest.run_id; ignored with push_id."""
+    new_step: _builtins.int
+    """PushManifest.new_step; ignored with push_id."""
+    def __init__(
+        self,
+        *,
+        push_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        new_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_step", b"new_step", "push_id", b"push_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPushRequest: _TypeAlias = GetPushRequest  # noqa: Y015
+
+@_typing.final
+class GetPushResponse(_message.Message):
+    """A push as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUSH_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_SECONDS_FIELD_NUMBER: _builtins.int
+    push_id: _builtins.str
+    """Names it in other calls."""
+    state: Global___PushState.ValueType
+    """Where it stands."""
+    received_bytes: _builtins.int
+    """Bytes the server holds, from the start of the push: the offset at which PushChunks goes on."""
+    total_bytes: _builtins.int
+    """Bytes that PushChunks must bring in all."""
+    expires_in_seconds: _builtins.float
+    """Seconds after which the push is given up unless it is touched; 0 unless it is open."""
+    def __init__(
+        self,
+        *,
+        push_id: _builtins.str = ...,
+        state: Global___PushState.ValueType = ...,
+        received_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        expires_in_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in_seconds", b"expires_in_seconds", "push_id", b"push_id", "received_bytes", b"received_bytes", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPushResponse: _TypeAlias = GetPushResponse  # noqa: Y015
 
 @_typing.final
 class CommitPushRequest(_message.Message):
@@ -314,3 +426,106 @@ class AbortPushResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AbortPushResponse: _TypeAlias = AbortPushResponse  # noqa: Y015
+
+@_typing.final
+class WatchPolicyVersionRequest(_message.Message):
+    """Watches which weights are loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPolicyVersionRequest: _TypeAlias = WatchPolicyVersionRequest  # noqa: Y015
+
+@_typing.final
+class WatchPolicyVersionResponse(_message.Message):
+    """The weights have changed; or, as the first message, are as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """What is loaded now."""
+
+    def __init__(
+        self,
+        *,
+        model: _types_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPolicyVersionResponse: _TypeAlias = WatchPolicyVersionResponse  # noqa: Y015
+
+@_typing.final
+class LoadFromUriRequest(_message.Message):
+    """Loads weights from files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """file:///… of a .safetensors file, or of a folder whose .safetensors files hold the tensors between them.
+    With all symbolic links resolved it must lie below a --weights-root of the server.
+    """
+    mode: _policy_pb2.SwapMode.ValueType
+    """When to swap; IN_PLACE if not stated."""
+    take_over: _builtins.bool
+    """As in BeginPushRequest."""
+    @_builtins.property
+    def manifest(self) -> Global___PushManifest:
+        """What to load. Tensors of the files that it doesn't list are left alone."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        manifest: Global___PushManifest | None = ...,
+        mode: _policy_pb2.SwapMode.ValueType = ...,
+        take_over: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "mode", b"mode", "take_over", b"take_over", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadFromUriRequest: _TypeAlias = LoadFromUriRequest  # noqa: Y015
+
+@_typing.final
+class LoadFromUriResponse(_message.Message):
+    """The new weights serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelVersion:
+        """What is loaded now."""
+
+    def __init__(
+        self,
+        *,
+        model: _types_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadFromUriResponse: _TypeAlias = LoadFromUriResponse  # noqa: Y015

@@ -28,6 +28,9 @@ if _version_not_supported:
 class WeightsServiceStub:
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     def __init__(self, channel):
@@ -46,6 +49,11 @@ class WeightsServiceStub:
                 request_serializer=plaudit_dot_v1_dot_weights__pb2.PushChunksRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_weights__pb2.PushChunksResponse.FromString,
                 _registered_method=True)
+        self.GetPush = channel.unary_unary(
+                '/plaudit.v1.WeightsService/GetPush',
+                request_serializer=plaudit_dot_v1_dot_weights__pb2.GetPushRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_weights__pb2.GetPushResponse.FromString,
+                _registered_method=True)
         self.CommitPush = channel.unary_unary(
                 '/plaudit.v1.WeightsService/CommitPush',
                 request_serializer=plaudit_dot_v1_dot_weights__pb2.CommitPushRequest.SerializeToString,
@@ -56,36 +64,77 @@ class WeightsServiceStub:
                 request_serializer=plaudit_dot_v1_dot_weights__pb2.AbortPushRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_weights__pb2.AbortPushResponse.FromString,
                 _registered_method=True)
+        self.WatchPolicyVersion = channel.unary_stream(
+                '/plaudit.v1.WeightsService/WatchPolicyVersion',
+                request_serializer=plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionResponse.FromString,
+                _registered_method=True)
+        self.LoadFromUri = channel.unary_unary(
+                '/plaudit.v1.WeightsService/LoadFromUri',
+                request_serializer=plaudit_dot_v1_dot_weights__pb2.LoadFromUriRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_weights__pb2.LoadFromUriResponse.FromString,
+                _registered_method=True)
 
 
 class WeightsServiceServicer:
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     def BeginPush(self, request, context):
-        """Opens a push: announces the tensors that will come. One push at a time; a second one is ABORTED.
+        """Opens a push: announces the tensors that will come. Repeated with the same manifest it returns the push
+        that is open; another manifest of the same run, for the same or a later step, voids that push. ABORTED
+        while a push is being committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PushChunks(self, request_iterator, context):
-        """Sends the bytes of the tensors, in the order of the manifest, in chunks.
+        """Sends the bytes of the tensors, in the order of the manifest, in chunks. A stream that breaks keeps what
+        has come; another one goes on at the offset that GetPush tells.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPush(self, request, context):
+        """How far a push is, or how it ended: the server remembers the last few.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitPush(self, request, context):
-        """Verifies the digest and swaps. On failure the old step keeps serving and the push is gone.
+        """Verifies the digest and swaps. On failure the old step keeps serving and the push is over. A commit goes
+        on without its caller; repeated, it waits for the same commit and tells the same outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortPush(self, request, context):
-        """Gives a push up and frees what it holds.
+        """Gives a push up and frees what it holds, also in mid-commit as long as the new weights don't serve.
+        Repeated, it does nothing more; FAILED_PRECONDITION for a push that was committed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchPolicyVersion(self, request, context):
+        """What is loaded now, then each change. Who reads slowly gets the newest and misses those in between. Ends
+        with UNAVAILABLE when the server drains; RESOURCE_EXHAUSTED if too many watch already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadFromUri(self, request, context):
+        """A whole push from a volume that the server shares: reads the tensors of the manifest from safetensors files
+        there, verifies and swaps, under the same rules. FAILED_PRECONDITION if the server has no --weights-root.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +153,11 @@ def add_WeightsServiceServicer_to_server(servicer, server):
                     request_deserializer=plaudit_dot_v1_dot_weights__pb2.PushChunksRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_weights__pb2.PushChunksResponse.SerializeToString,
             ),
+            'GetPush': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPush,
+                    request_deserializer=plaudit_dot_v1_dot_weights__pb2.GetPushRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_weights__pb2.GetPushResponse.SerializeToString,
+            ),
             'CommitPush': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitPush,
                     request_deserializer=plaudit_dot_v1_dot_weights__pb2.CommitPushRequest.FromString,
@@ -113,6 +167,16 @@ def add_WeightsServiceServicer_to_server(servicer, server):
                     servicer.AbortPush,
                     request_deserializer=plaudit_dot_v1_dot_weights__pb2.AbortPushRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_weights__pb2.AbortPushResponse.SerializeToString,
+            ),
+            'WatchPolicyVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPolicyVersion,
+                    request_deserializer=plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionResponse.SerializeToString,
+            ),
+            'LoadFromUri': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadFromUri,
+                    request_deserializer=plaudit_dot_v1_dot_weights__pb2.LoadFromUriRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_weights__pb2.LoadFromUriResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -125,6 +189,9 @@ def add_WeightsServiceServicer_to_server(servicer, server):
 class WeightsService:
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     @staticmethod
@@ -182,6 +249,33 @@ class WeightsService:
             _registered_method=True)
 
     @staticmethod
+    def GetPush(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.WeightsService/GetPush',
+            plaudit_dot_v1_dot_weights__pb2.GetPushRequest.SerializeToString,
+            plaudit_dot_v1_dot_weights__pb2.GetPushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CommitPush(request,
             target,
             options=(),
@@ -225,6 +319,60 @@ class WeightsService:
             '/plaudit.v1.WeightsService/AbortPush',
             plaudit_dot_v1_dot_weights__pb2.AbortPushRequest.SerializeToString,
             plaudit_dot_v1_dot_weights__pb2.AbortPushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPolicyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plaudit.v1.WeightsService/WatchPolicyVersion',
+            plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionRequest.SerializeToString,
+            plaudit_dot_v1_dot_weights__pb2.WatchPolicyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadFromUri(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.WeightsService/LoadFromUri',
+            plaudit_dot_v1_dot_weights__pb2.LoadFromUriRequest.SerializeToString,
+            plaudit_dot_v1_dot_weights__pb2.LoadFromUriResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class WeightsServiceStub:
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     @_typing.overload
@@ -36,33 +39,77 @@ class WeightsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WeightsServiceAsyncStub: ...
     BeginPush: _grpc.UnaryUnaryMultiCallable[_weights_pb2.BeginPushRequest, _weights_pb2.BeginPushResponse]
-    """Opens a push: announces the tensors that will come. One push at a time; a second one is ABORTED."""
+    """Opens a push: announces the tensors that will come. Repeated with the same manifest it returns the push
+    that is open; another manifest of the same run, for the same or a later step, voids that push. ABORTED
+    while a push is being committed.
+    """
     PushChunks: _grpc.StreamUnaryMultiCallable[_weights_pb2.PushChunksRequest, _weights_pb2.PushChunksResponse]
-    """Sends the bytes of the tensors, in the order of the manifest, in chunks."""
+    """Sends the bytes of the tensors, in the order of the manifest, in chunks. A stream that breaks keeps what
+    has come; another one goes on at the offset that GetPush tells.
+    """
+    GetPush: _grpc.UnaryUnaryMultiCallable[_weights_pb2.GetPushRequest, _weights_pb2.GetPushResponse]
+    """How far a push is, or how it ended: the server remembers the last few."""
     CommitPush: _grpc.UnaryUnaryMultiCallable[_weights_pb2.CommitPushRequest, _weights_pb2.CommitPushResponse]
-    """Verifies the digest and swaps. On failure the old step keeps serving and the push is gone."""
+    """Verifies the digest and swaps. On failure the old step keeps serving and the push is over. A commit goes
+    on without its caller; repeated, it waits for the same commit and tells the same outcome.
+    """
     AbortPush: _grpc.UnaryUnaryMultiCallable[_weights_pb2.AbortPushRequest, _weights_pb2.AbortPushResponse]
-    """Gives a push up and frees what it holds."""
+    """Gives a push up and frees what it holds, also in mid-commit as long as the new weights don't serve.
+    Repeated, it does nothing more; FAILED_PRECONDITION for a push that was committed.
+    """
+    WatchPolicyVersion: _grpc.UnaryStreamMultiCallable[_weights_pb2.WatchPolicyVersionRequest, _weights_pb2.WatchPolicyVersionResponse]
+    """What is loaded now, then each change. Who reads slowly gets the newest and misses those in between. Ends
+    with UNAVAILABLE when the server drains; RESOURCE_EXHAUSTED if too many watch already.
+    """
+    LoadFromUri: _grpc.UnaryUnaryMultiCallable[_weights_pb2.LoadFromUriRequest, _weights_pb2.LoadFromUriResponse]
+    """A whole push from a volume that the server shares: reads the tensors of the manifest from safetensors files
+    there, verifies and swaps, under the same rules. FAILED_PRECONDITION if the server has no --weights-root.
+    """
 
 @_typing.type_check_only
 class WeightsServiceAsyncStub(WeightsServiceStub):
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BeginPush: _aio.UnaryUnaryMultiCallable[_weights_pb2.BeginPushRequest, _weights_pb2.BeginPushResponse]  # type: ignore[assignment]
-    """Opens a push: announces the tensors that will come. One push at a time; a second one is ABORTED."""
+    """Opens a push: announces the tensors that will come. Repeated with the same manifest it returns the push
+    that is open; another manifest of the same run, for the same or a later step, voids that push. ABORTED
+    while a push is being committed.
+    """
     PushChunks: _aio.StreamUnaryMultiCallable[_weights_pb2.PushChunksRequest, _weights_pb2.PushChunksResponse]  # type: ignore[assignment]
-    """Sends the bytes of the tensors, in the order of the manifest, in chunks."""
+    """Sends the bytes of the tensors, in the order of the manifest, in chunks. A stream that breaks keeps what
+    has come; another one goes on at the offset that GetPush tells.
+    """
+    GetPush: _aio.UnaryUnaryMultiCallable[_weights_pb2.GetPushRequest, _weights_pb2.GetPushResponse]  # type: ignore[assignment]
+    """How far a push is, or how it ended: the server remembers the last few."""
     CommitPush: _aio.UnaryUnaryMultiCallable[_weights_pb2.CommitPushRequest, _weights_pb2.CommitPushResponse]  # type: ignore[assignment]
-    """Verifies the digest and swaps. On failure the old step keeps serving and the push is gone."""
+    """Verifies the digest and swaps. On failure the old step keeps serving and the push is over. A commit goes
+    on without its caller; repeated, it waits for the same commit and tells the same outcome.
+    """
     AbortPush: _aio.UnaryUnaryMultiCallable[_weights_pb2.AbortPushRequest, _weights_pb2.AbortPushResponse]  # type: ignore[assignment]
-    """Gives a push up and frees what it holds."""
+    """Gives a push up and frees what it holds, also in mid-commit as long as the new weights don't serve.
+    Repeated, it does nothing more; FAILED_PRECONDITION for a push that was committed.
+    """
+    WatchPolicyVersion: _aio.UnaryStreamMultiCallable[_weights_pb2.WatchPolicyVersionRequest, _weights_pb2.WatchPolicyVersionResponse]  # type: ignore[assignment]
+    """What is loaded now, then each change. Who reads slowly gets the newest and misses those in between. Ends
+    with UNAVAILABLE when the server drains; RESOURCE_EXHAUSTED if too many watch already.
+    """
+    LoadFromUri: _aio.UnaryUnaryMultiCallable[_weights_pb2.LoadFromUriRequest, _weights_pb2.LoadFromUriResponse]  # type: ignore[assignment]
+    """A whole push from a volume that the server shares: reads the tensors of the manifest from safetensors files
+    there, verifies and swaps, under the same rules. FAILED_PRECONDITION if the server has no --weights-root.
+    """
 
 class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replaces weights of the served policy, all or nothing, between decode steps.
     Every call goes to one replica's own address, never through a load balancer.
+    One run drives a policy: that of the open push, else that of the weights that serve (weights from disk are
+    nobody's). What another run, or an older step of the same run, tries is FAILED_PRECONDITION (DRIVER, STEP)
+    and says who drives.
     """
 
     @_abc_1.abstractmethod
@@ -71,7 +118,10 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.BeginPushRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.BeginPushResponse, _abc.Awaitable[_weights_pb2.BeginPushResponse]]:
-        """Opens a push: announces the tensors that will come. One push at a time; a second one is ABORTED."""
+        """Opens a push: announces the tensors that will come. Repeated with the same manifest it returns the push
+        that is open; another manifest of the same run, for the same or a later step, voids that push. ABORTED
+        while a push is being committed.
+        """
 
     @_abc_1.abstractmethod
     def PushChunks(
@@ -79,7 +129,17 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_weights_pb2.PushChunksRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.PushChunksResponse, _abc.Awaitable[_weights_pb2.PushChunksResponse]]:
-        """Sends the bytes of the tensors, in the order of the manifest, in chunks."""
+        """Sends the bytes of the tensors, in the order of the manifest, in chunks. A stream that breaks keeps what
+        has come; another one goes on at the offset that GetPush tells.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPush(
+        self,
+        request: _weights_pb2.GetPushRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_weights_pb2.GetPushResponse, _abc.Awaitable[_weights_pb2.GetPushResponse]]:
+        """How far a push is, or how it ended: the server remembers the last few."""
 
     @_abc_1.abstractmethod
     def CommitPush(
@@ -87,7 +147,9 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.CommitPushRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.CommitPushResponse, _abc.Awaitable[_weights_pb2.CommitPushResponse]]:
-        """Verifies the digest and swaps. On failure the old step keeps serving and the push is gone."""
+        """Verifies the digest and swaps. On failure the old step keeps serving and the push is over. A commit goes
+        on without its caller; repeated, it waits for the same commit and tells the same outcome.
+        """
 
     @_abc_1.abstractmethod
     def AbortPush(
@@ -95,6 +157,28 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.AbortPushRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.AbortPushResponse, _abc.Awaitable[_weights_pb2.AbortPushResponse]]:
-        """Gives a push up and frees what it holds."""
+        """Gives a push up and frees what it holds, also in mid-commit as long as the new weights don't serve.
+        Repeated, it does nothing more; FAILED_PRECONDITION for a push that was committed.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchPolicyVersion(
+        self,
+        request: _weights_pb2.WatchPolicyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_weights_pb2.WatchPolicyVersionResponse], _abc.AsyncIterator[_weights_pb2.WatchPolicyVersionResponse]]:
+        """What is loaded now, then each change. Who reads slowly gets the newest and misses those in between. Ends
+        with UNAVAILABLE when the server drains; RESOURCE_EXHAUSTED if too many watch already.
+        """
+
+    @_abc_1.abstractmethod
+    def LoadFromUri(
+        self,
+        request: _weights_pb2.LoadFromUriRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_weights_pb2.LoadFromUriResponse, _abc.Awaitable[_weights_pb2.LoadFromUriResponse]]:
+        """A whole push from a volume that the server shares: reads the tensors of the manifest from safetensors files
+        there, verifies and swaps, under the same rules. FAILED_PRECONDITION if the server has no --weights-root.
+        """
 
 def add_WeightsServiceServicer_to_server(servicer: WeightsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,6 +1,6 @@
 """The gateway as an ASGI application: its routes, what stands around them, and how it is described."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,20 +11,27 @@ from starlette.types import ASGIApp
 
 import plaudit
 from services.gateway import openrlhf, problems, rerank, routes, vllm
+from services.gateway.access import HttpAccess
 from services.gateway.asking import PROBLEMS, RewardService, naming
 from services.gateway.metrics import HttpMetrics
 from services.gateway.middleware import Bookkeeping, WholeRequests
 from services.gateway.paths import Paths
 from services.gateway.upstream import Upstream
+from services.rpc.tokens import Tokens
 
 ROUTERS = (routes.router, rerank.router, openrlhf.router, vllm.router)
 operations = APIRouter(tags=["Operations"])
 
 
-def gateway_app(upstream: Upstream) -> ASGIApp:
-    """The application; `upstream` is closed when it shuts down."""
-    metrics = HttpMetrics()
-    return Bookkeeping(WholeRequests(described_app(upstream, metrics)), metrics)
+def gateway_app(
+    upstream: Upstream, metrics: HttpMetrics | None = None, tokens: Callable[[], Tokens] | None = None
+) -> ASGIApp:
+    """The application; `upstream` is closed when it shuts down. Anybody may ask without `tokens`."""
+    metrics = metrics or HttpMetrics()
+    inner: ASGIApp = WholeRequests(described_app(upstream, metrics))
+    if tokens is not None:
+        inner = HttpAccess(inner, tokens, metrics, upstream.authorization)
+    return Bookkeeping(inner, metrics)
 
 
 def described_app(upstream: Upstream, metrics: HttpMetrics) -> FastAPI:

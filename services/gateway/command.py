@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
+from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
 from services.rpc.logs import configure_logging
-from services.rpc.options import ServerOptions
+from services.rpc.options import Security, ServerOptions
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """The exit code of a command line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(help="Serves a reward service over HTTP and JSON; callers' tokens are passed on to it.")(
-        _main
-    )
+    app.command(
+        help="Serves a reward service over HTTP and JSON. Callers' tokens are passed on to it; with --tokens "
+        "they are the gateway's to check, and it shows PLAUDIT_TOKEN there."
+    )(_main)
     try:
         app(list(arguments), prog_name="python -m services.gateway")
     except SystemExit as end:
@@ -31,9 +33,15 @@ def _main(
     address: Annotated[
         str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one and prints it.")
     ] = "127.0.0.1:8080",
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
-    ] = False,
+    metrics_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Prometheus endpoint, beside /metrics.")
+    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    tokens: TokensFile = None,
+    insecure: Insecure = False,
+    health_address: HealthAddress = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at shutdown.")] = 20.0,
 ) -> None:
@@ -42,5 +50,14 @@ def _main(
     )  # after the arguments are known to be right: FastAPI takes a second
 
     configure_logging(log_format)
-    options = ServerOptions(address, insecure=insecure, grace_s=grace, log_format=log_format)
+    options = ServerOptions(
+        address,
+        metrics_address,
+        insecure,
+        token=os.environ.get("PLAUDIT_TOKEN"),
+        grace_s=grace,
+        log_format=log_format,
+        security=Security(tls_cert, tls_key, tls_client_ca, tokens),
+        health_address=health_address,
+    )
     raise typer.Exit(asyncio.run(serve(reward, options)))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 class Foreign(BaseModel):
     """A request of somebody else's shape."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     model: Annotated[str, BeforeValidator(lambda name: "" if name is None else name)] = Field(
         "", description="A name of GET /v1/models; the first of them if left out."

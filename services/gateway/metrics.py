@@ -8,7 +8,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from services.rpc.metrics import export_build_info
+from services.rpc.metrics import SecurityMetrics, export_build_info
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 BODY_BYTES = tuple(1 << power for power in range(8, 25, 2))
@@ -17,11 +17,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 disable_created_metrics()  # a second series for each counter that nobody reads
 
 
-class HttpMetrics:
+class HttpMetrics(SecurityMetrics):
     """The metrics of one gateway, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        super().__init__(registry)
         ProcessCollector(registry=registry)
         self._seconds = Histogram(
             "http_server_request_duration_seconds",

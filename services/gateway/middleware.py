@@ -1,4 +1,5 @@
-"""What every request passes through before a route sees it, outermost first: Bookkeeping, WholeRequests."""
+"""What every request passes through before a route sees it, outermost first: Bookkeeping, then where there
+are tokens HttpAccess (access.py), WholeRequests."""
 
 import asyncio
 import logging

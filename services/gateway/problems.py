@@ -78,6 +78,7 @@ _STATUS: dict[type[PlauditError], tuple[HTTPStatus, str]] = {
     clients.Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     clients.DeadlineExceeded: (HTTPStatus.GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED"),
     clients.Unauthenticated: (HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"),
+    clients.PermissionDenied: (HTTPStatus.FORBIDDEN, "PERMISSION_DENIED"),
     clients.Unimplemented: (HTTPStatus.NOT_IMPLEMENTED, "UNIMPLEMENTED"),
     clients.DataLoss: (HTTPStatus.INTERNAL_SERVER_ERROR, "DATA_LOSS"),
     clients.Internal: (HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL"),

@@ -16,7 +16,7 @@ from services.gateway.problems import FieldViolation
 class StrictModel(BaseModel):
     """A request, or part of one, that knows all its keys."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -25,7 +25,8 @@ class StrictModel(BaseModel):
         for key in unknown:
             close = get_close_matches(key, cls.model_fields, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(cls.model_fields)}"
-            raise PydanticCustomError("unknown_key", "no such key; {hint}", {"field": key, "hint": hint})
+            field = key.encode("utf-8", "replace").decode()  # JSON can hold what UTF-8 can't
+            raise PydanticCustomError("unknown_key", "no such key; {hint}", {"field": field, "hint": hint})
         return value
 
 

@@ -7,15 +7,25 @@ import math
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plaudit.clients import InvalidArgument
+from services.gateway.access import CERTIFICATE, HealthAlone
 from services.gateway.app import gateway_app
+from services.gateway.metrics import HttpMetrics
 from services.gateway.upstream import Upstream
-from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
+from services.rpc.metrics import MetricsEndpoint
+from services.rpc.options import OptionError, Security, ServerOptions, join_address, parse_address
+from services.rpc.reloading import Reloading
+from services.rpc.tls import TlsFiles, newest_context, open_context, subject_names
+from services.rpc.tokens import Tokens, open_tokens
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -23,27 +33,91 @@ KEEP_ALIVE_S = 75
 it first, a request could be on its way already."""
 
 
-class Gateway(uvicorn.Server):
-    """uvicorn on a socket of ours, and leaving signals to us: its own way to end isn't exit code 0."""
+class Gateway:
+    """The port of the API, and where they are asked for those of health and metrics."""
 
     def __init__(self, reward: Sequence[str], options: ServerOptions) -> None:
-        """Listens already. Raises OptionError, and OSError where the address can't be had."""
+        """Listens already. Raises OptionError, and OSError where an address can't be had."""
         options.check()
+        metrics = HttpMetrics()
+        self._tokens, self._certificate = _files(options.security, metrics)
+        tokens, certificate = self._tokens, self._certificate
+        app = gateway_app(
+            _upstream(reward, options), metrics, None if tokens is None else lambda: tokens.value
+        )
+        tls = None if certificate is None else newest_context(certificate)
+        self._api = HttpServer(app, options.address, options.grace_s, tls)
+        self._health: HttpServer | None = None
+        self._metrics: MetricsEndpoint | None = None
+        self.metrics_address: str | None = None
+        """HOST:PORT of metrics alone, if it was asked for."""
+        if options.health_address is not None:
+            self._health = HttpServer(
+                HealthAlone(app), options.health_address, options.grace_s, lifespan="off"
+            )
+        if options.metrics_address is not None:
+            host, port = parse_address(options.metrics_address, "--metrics-address")
+            with _said_of(options.metrics_address):
+                self._metrics = MetricsEndpoint(host, port, metrics.registry)
+                self.metrics_address = join_address(host, self._metrics.port)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the API."""
+        return self._api.address
+
+    @property
+    def health_address(self) -> str | None:
+        """HOST:PORT of health alone, if it was asked for."""
+        return self._health.address if self._health else None
+
+    async def run_until_asked(self) -> None:
+        """Serves until `ask_to_stop`; requests in flight then get their grace."""
+        files: Sequence[Reloading[Any] | None] = (self._tokens, self._certificate)
+        watches = [asyncio.create_task(file.watch()) for file in files if file]
         try:
-            upstream = Upstream(list(reward))
-        except InvalidArgument as error:
-            raise OptionError(f"--reward: {error.reason}") from None
-        self._socket = _listen(options.address)
+            await asyncio.gather(*(each.run_until_asked() for each in self._servers()))
+        finally:
+            for watch in watches:
+                watch.cancel()
+            if self._metrics:
+                await asyncio.to_thread(self._metrics.close)
+
+    def ask_to_stop(self) -> None:
+        """Drains; the second time it doesn't wait."""
+        for each in self._servers():
+            each.ask_to_stop()
+
+    def _servers(self) -> "list[HttpServer]":
+        return [self._api, *([self._health] if self._health else [])]
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn on a socket of ours, and leaving signals to us: its own way to end isn't exit code 0."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        address: str,
+        grace_s: float,
+        tls: ssl.SSLContext | None = None,
+        lifespan: Literal["on", "off"] = "on",
+    ) -> None:
+        """Listens already. Raises OSError where the address can't be had."""
+        self._socket = _listen(address)
         self.address = join_address(*self._socket.getsockname()[:2])
         super().__init__(
             uvicorn.Config(
-                gateway_app(upstream),
+                app,
+                http=NamingProtocol,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
+                lifespan=lifespan,
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(options.grace_s),
+                timeout_graceful_shutdown=math.ceil(grace_s),
             )
         )
 
@@ -60,6 +134,16 @@ class Gateway(uvicorn.Server):
         """Drains; the second time it doesn't wait."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+class NamingProtocol(H11Protocol):
+    """Has the names in its caller's certificate, where TLS asks for one, in the state of each request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As H11Protocol, whose scope has no place for certificates."""
+        super().connection_made(transport)
+        if certificate := transport.get_extra_info("peercert"):
+            self.app_state = {**self.app_state, CERTIFICATE: subject_names(certificate)}
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +168,7 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
         return _fail(str(error), os.EX_USAGE)
     except OSError as error:
         hint = "; choose another port" if error.errno == errno.EADDRINUSE else ""
-        return _fail(f"can't listen on {options.address}: {error.strerror}{hint}", os.EX_UNAVAILABLE)
+        return _fail(f"can't listen on {error.filename}: {error.strerror}{hint}", os.EX_UNAVAILABLE)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.ask_to_stop)
     print(f"listening on {gateway.address}", flush=True)
@@ -92,14 +176,48 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
     return os.EX_OK
 
 
+def _files(
+    security: Security, metrics: HttpMetrics
+) -> tuple[Reloading[Tokens] | None, Reloading[ssl.SSLContext] | None]:
+    """Who may ask, and the certificate. Raises OptionError for files that can't be used."""
+    tokens, certificate = None, None
+    if security.tokens is not None:
+        tokens = open_tokens(security.tokens, None)  # PLAUDIT_TOKEN is the gateway's own, and opens nothing
+        tokens.on_read = metrics.files.labels("tokens").set
+    if security.tls_cert is not None and security.tls_key is not None:
+        certificate = open_context(TlsFiles(security.tls_cert, security.tls_key, security.tls_client_ca))
+        certificate.on_read = metrics.files.labels("tls").set
+    return tokens, certificate
+
+
+def _upstream(reward: Sequence[str], options: ServerOptions) -> Upstream:
+    """Lends the gateway's own token only where the gateway asks who calls. Raises OptionError."""
+    token = (options.token or "") if options.security.tokens is not None else ""
+    try:
+        return Upstream(list(reward), token, options.insecure)
+    except InvalidArgument as error:
+        raise OptionError(f"--reward: {error.reason}") from None
+
+
 def _listen(address: str) -> socket.socket:
     host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol: for a socket without one asyncio leaves Nagle on, and answers wait 40 ms for an ACK.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
-    listening.listen(BACKLOG)
+    with _said_of(address):
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
     return listening
+
+
+@contextlib.contextmanager
+def _said_of(address: str) -> Iterator[None]:
+    """Raises OSError that says which of several addresses it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, address) from None
 
 
 def _fail(message: str, code: int) -> int:

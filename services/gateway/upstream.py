@@ -3,19 +3,21 @@
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
+from google.protobuf.message import Message
 from grpc_health.v1.health_pb2 import (  # type: ignore[import-untyped]
     HealthCheckRequest,
     HealthCheckResponse,
 )
 
 from plaudit.clients import AsyncRewardClient, PlauditError, Unavailable
-from plaudit.clients.channel import Method
+from plaudit.clients.channel import Method, RequestT, ResponseT
 from plaudit.clients.reward import SERVICE
 from plaudit.clients.tries import Tries
 from plaudit.health import CHECK
+from plaudit.v1.reward_pb2 import CompareResponse, RankResponse, ScoreResponse
+from services.rpc.quotas import pay
 
 CHECK_TIMEOUT_S = 2.0
 MAX_IN_FLIGHT = 1 << 16
@@ -29,7 +31,7 @@ class OnBehalf:
     caller: str
     request_id: str
     authorization: str
-    """The header as the caller sent it; the gateway has no token of its own to lend."""
+    """The header as the caller sent it; the gateway's own where it has asked who calls."""
     deadline: float
     """In `time.monotonic()` seconds."""
 
@@ -48,9 +50,25 @@ on_behalf: ContextVar[OnBehalf] = ContextVar("on_behalf")
 class Upstream(AsyncRewardClient):
     """AsyncRewardClient whose calls carry the name, token, request id and deadline of `on_behalf`."""
 
-    def __init__(self, addresses: list[str]) -> None:
-        """Raises InvalidArgument for an address that can't be."""
-        super().__init__(addresses, token="", max_in_flight=MAX_IN_FLIGHT)
+    def __init__(self, addresses: list[str], token: str = "", insecure: bool = False) -> None:
+        """`token` is the gateway's own; it goes over the network in plaintext only where that is `insecure`.
+
+        Raises InvalidArgument for an address that can't be.
+        """
+        super().__init__(addresses, token=token, max_in_flight=MAX_IN_FLIGHT, insecure=insecure or None)
+        self.authorization = f"Bearer {self._token}" if self._token else ""
+        """By which the gateway shows who it is itself."""
+
+    async def _call(
+        self,
+        method: Method[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> ResponseT:
+        """As AsyncClient._call; the caller's quota pays for what was read."""
+        response = await super()._call(method, request, timeout)
+        pay(token_count(response))
+        return response
 
     def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
         """As Connection.tries, ending at the request's deadline at the latest."""
@@ -62,10 +80,10 @@ class Upstream(AsyncRewardClient):
                 where=replace(attempt.where, request_id=request.request_id),
                 metadata=request.metadata(),
             )
-            for attempt in islice(super().tries(method, timeout), len(self.addresses))
+            for attempt in super().tries(method, timeout).attempts
         ]
         seconds = remaining if timeout is None else min(timeout, remaining)
-        return OneRound(attempts, seconds, method.idempotent)
+        return OneRound(attempts, seconds, method.idempotent, self._replicas)
 
     async def check_ready(self) -> None:
         """Returns when one of the addresses is ready to score; raises the last one's PlauditError."""
@@ -81,6 +99,20 @@ class Upstream(AsyncRewardClient):
                     return
                 failure = Unavailable("the reward service is loading or draining")
         raise failure
+
+
+def token_count(response: Message) -> int:
+    """Tokens that the reward model has read for an answer."""
+    match response:
+        case ScoreResponse():
+            rewards = [result.reward for result in response.results]
+        case RankResponse():
+            rewards = [candidate.reward for candidate in response.ranked]
+        case CompareResponse():
+            rewards = [response.first, response.second]
+        case _:
+            rewards = []
+    return sum(reward.token_count for reward in rewards)
 
 
 class OneRound(Tries):

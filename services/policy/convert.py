@@ -15,8 +15,8 @@ from services.rpc.metrics import Queue
 
 MOST_VIOLATIONS = 8
 """Enough to see what is wrong with a batch."""
-LEAST_TEMPERATURE = 1e-4
-"""Logits divided by less overflow; 0 is what is meant."""
+LEAST_TEMPERATURE = 9.999999747378752e-05
+"""1e-4, as a float of 32 bits has it. Logits divided by less overflow; 0 is what is meant."""
 
 _FINISH_REASONS = {
     "eos": policy_pb2.FINISH_REASON_EOS,

@@ -93,6 +93,18 @@ class Manifest:
         return sum(spec.nbytes for spec in self.tensors)
 
 
+class PushState(Enum):
+    """Where a push of weights stands."""
+
+    OPEN = "open"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    """Its commit didn't succeed."""
+    GIVEN_UP = "given_up"
+    """Aborted, expired, or voided by another push."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """A batch of prompts, checked and in token ids."""

@@ -53,7 +53,7 @@ class PolicyMetrics:
         self.pushes = Counter(
             "plaudit_policy_pushes",
             "Weight pushes that ended, by outcome: committed, refused (at commit), damaged, aborted, "
-            "expired, or failed.",
+            "expired, superseded, or failed.",
             ("outcome",),
             registry=registry,
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lm.loading import LoadedLM, load_causal_lm
 from lm.placement import DTYPE_NAMES, apply_threads, choose_placement
+from lm.special_tokens import SpecialTokensInText, escape_special_tokens
 from lm.tokenizer import chat_template_sha256, tokenizer_sha256
 from services.policy.interface import ModelFacts
 from services.policy.model_weights import ModelWeights
@@ -18,7 +19,13 @@ class ServedModel:
     facts: ModelFacts
 
 
-def load_model(model_id: str, device: str = "auto", dtype: str = "auto", threads: int = 0) -> ServedModel:
+def load_model(
+    model_id: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    special_tokens_in_text: SpecialTokensInText = "refuse",
+) -> ServedModel:
     """Loads and hashes; blocks, and sets torch's threads, so it runs in the thread that will compute.
 
     Raises InputError for a wrong placement, ModelLoadError for a wrong model.
@@ -26,6 +33,8 @@ def load_model(model_id: str, device: str = "auto", dtype: str = "auto", threads
     placement = choose_placement(device, dtype, threads)
     apply_threads(placement)
     loaded = load_causal_lm(model_id, placement)
+    if special_tokens_in_text == "escape":
+        escape_special_tokens(loaded.tokenizer)
     facts = ModelFacts(
         model_id=model_id,
         tokenizer_sha256=tokenizer_sha256(loaded.tokenizer),

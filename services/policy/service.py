@@ -1,6 +1,6 @@
 """The policy service put together: engine, pushes, data plane, two servicers, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grpc import aio
@@ -11,8 +11,10 @@ from services.policy.dataplane import PolicyDataPlane
 from services.policy.interface import Version
 from services.policy.metrics import PolicyMetrics
 from services.policy.servicer import PolicyServicer
+from services.policy.weights_roots import WeightsRoots
 from services.policy.weights_servicer import WeightsServicer
 from services.rpc.command import ModelOptions
+from services.rpc.interceptors import Readiness
 from services.rpc.server import ServerMetrics, Service
 
 if TYPE_CHECKING:
@@ -21,9 +23,14 @@ if TYPE_CHECKING:
 FULL_NAMES = ("plaudit.v1.PolicyService", "plaudit.v1.WeightsService")
 
 
-def policy_service(options: ModelOptions, limits: CallLimits | None = None) -> Service:
-    """The service, nothing loaded yet."""
-    metrics = ServerMetrics()
+def policy_service(
+    options: ModelOptions, limits: CallLimits | None = None, weights_roots: Sequence[str] = ()
+) -> Service:
+    """The service, nothing loaded yet; `weights_roots` are folders that LoadFromUri may read.
+
+    Raises InputError for a folder that isn't there.
+    """
+    metrics, readiness = ServerMetrics(), Readiness()
 
     def on_version(version: Version) -> None:
         facts = plane.engine.facts
@@ -37,7 +44,11 @@ def policy_service(options: ModelOptions, limits: CallLimits | None = None) -> S
         )
 
     plane = PolicyDataPlane(
-        lambda: _load_model(options), limits or CallLimits(), PolicyMetrics(metrics.registry), on_version
+        lambda: _load_model(options),
+        limits or CallLimits(),
+        PolicyMetrics(metrics.registry),
+        on_version,
+        WeightsRoots(weights_roots),
     )
 
     async def load() -> str:
@@ -49,17 +60,18 @@ def policy_service(options: ModelOptions, limits: CallLimits | None = None) -> S
     return Service(
         name="policy",
         full_names=FULL_NAMES,
-        register=_register(plane),
+        register=_register(plane, readiness),
         load=load,
         drain=plane.close,
         metrics=metrics,
+        readiness=readiness,
     )
 
 
-def _register(plane: PolicyDataPlane) -> Callable[[aio.Server], None]:
+def _register(plane: PolicyDataPlane, readiness: Readiness) -> Callable[[aio.Server], None]:
     def register(server: aio.Server) -> None:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(plane), server)
-        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(plane), server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(plane, readiness), server)
 
     return register
 
@@ -67,4 +79,6 @@ def _register(plane: PolicyDataPlane) -> Callable[[aio.Server], None]:
 def _load_model(options: ModelOptions) -> "ServedModel":
     from services.policy.model import load_model  # brings torch: after the port is bound
 
-    return load_model(options.model, options.device, options.dtype, options.threads)
+    return load_model(
+        options.model, options.device, options.dtype, options.threads, options.special_tokens_in_text
+    )

@@ -6,6 +6,7 @@ from plaudit.v1 import policy_pb2, policy_pb2_grpc
 from services.policy import convert
 from services.policy.dataplane import PolicyDataPlane
 from services.rpc.calls import deadline_of
+from services.rpc.quotas import charge
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -25,6 +26,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         asked = await plane.tokenize(
             lambda: convert.generation_request(request, plane.engine, plane.limits, deadline)
         )
+        charge(asked.tokens)
         responses, version = await plane.generate(asked)
         return convert.generate_response(asked, responses, plane.engine.facts, version)
 

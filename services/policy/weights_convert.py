@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from plaudit.v1 import policy_pb2, types_pb2, weights_pb2
 from services.errors import InvalidInput, Violation
 from services.policy.convert import MOST_VIOLATIONS
-from services.policy.interface import Manifest, SwapMode, TensorSpec
+from services.policy.interface import Manifest, PushState, SwapMode, TensorSpec
+
+if TYPE_CHECKING:  # it brings torch
+    from services.policy.push import Push
 
 _DTYPES = {
     types_pb2.DATA_TYPE_F64: "float64",
@@ -18,6 +22,14 @@ _SWAP_MODES = {
     policy_pb2.SWAP_MODE_UNSPECIFIED: SwapMode.IN_PLACE,
     policy_pb2.SWAP_MODE_IN_PLACE: SwapMode.IN_PLACE,
     policy_pb2.SWAP_MODE_DRAIN: SwapMode.DRAIN,
+}
+
+_STATES = {
+    PushState.OPEN: weights_pb2.PUSH_STATE_OPEN,
+    PushState.COMMITTING: weights_pb2.PUSH_STATE_COMMITTING,
+    PushState.COMMITTED: weights_pb2.PUSH_STATE_COMMITTED,
+    PushState.FAILED: weights_pb2.PUSH_STATE_FAILED,
+    PushState.GIVEN_UP: weights_pb2.PUSH_STATE_GIVEN_UP,
 }
 
 
@@ -44,6 +56,17 @@ def swap_mode(mode: policy_pb2.SwapMode.ValueType) -> SwapMode:
             "mode", f"is {mode}, which isn't known here; use SWAP_MODE_IN_PLACE or SWAP_MODE_DRAIN"
         )
     return _SWAP_MODES[mode]
+
+
+def get_push_response(push: "Push") -> weights_pb2.GetPushResponse:
+    """The push as it is now."""
+    return weights_pb2.GetPushResponse(
+        push_id=push.id,
+        state=_STATES[push.state],
+        received_bytes=push.received,
+        total_bytes=push.total,
+        expires_in_seconds=push.expires_in,
+    )
 
 
 def _violations(message: weights_pb2.PushManifest) -> Iterator[Violation]:

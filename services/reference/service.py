@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from lm.errors import InputError
 from plaudit.v1 import reference_pb2_grpc
 from services.batching import CallLimits
 from services.reference.dataplane import ReferenceDataPlane
@@ -19,7 +20,9 @@ def reference_service(
     limits: CallLimits | None = None,
     load_engine: Callable[[ModelOptions], Engine] | None = None,
 ) -> Service:
-    """The service, nothing loaded yet."""
+    """The service, nothing loaded yet. Raises InputError for an option that means nothing here."""
+    if options.special_tokens_in_text != "refuse":
+        raise InputError("--special-tokens-in-text", "the reference reads token ids only; leave it out")
     metrics = ServerMetrics()
     make_engine = load_engine or _load_engine
     plane = ReferenceDataPlane(lambda: make_engine(options), limits or CallLimits())

@@ -8,6 +8,7 @@ from services.reference import convert
 from services.reference.dataplane import ReferenceDataPlane
 from services.reference.metrics import ReferenceMetrics
 from services.rpc.calls import caller_of, deadline_of
+from services.rpc.quotas import charge
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -26,6 +27,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         """Log-probabilities of each sequence from its start on."""
         facts = self._plane.facts
         items = convert.items(request, facts, self._plane.limits)
+        charge(sum(len(item.ids) for item in items))
         caller = Caller(caller_of(context), deadline=deadline_of(context))
         rows = await self._plane.logprobs(items, caller)
         self._metrics.count(items)

@@ -21,9 +21,9 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lm.errors import InputError
 from services.reward.interface import Combination
@@ -34,7 +34,7 @@ COMBINE = tuple(rule for rule in get_args(Combination) if rule not in ("", "weig
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One network. Placement as on the command line; the file may say otherwise for each."""
+    """One network. What the command line says of all, the file may say otherwise for each."""
 
     name: str
     path: str
@@ -44,6 +44,7 @@ class ModelSpec:
     weights: Mapping[str, float] = field(default_factory=dict)
     compare_temperature: float = 1.0
     cache_items: int = 0
+    special_tokens_in_text: Literal["refuse", "escape"] = "refuse"
 
     def attribute_weights(self, attributes: Sequence[str]) -> tuple[float, ...]:
         """A weight for each output; 1 for the only one. Raises InputError if the names don't fit."""
@@ -78,11 +79,11 @@ Spec = ModelSpec | EnsembleSpec
 
 def model_specs(options: ModelOptions) -> list[Spec]:
     """What `--model` asks for. Raises InputError."""
+    defaults = {key: value for key, value in asdict(options).items() if key != "model"}
     if not options.model.endswith(".toml"):
-        return [ModelSpec("reward", options.model, options.device, options.dtype, options.threads)]
+        return [ModelSpec("reward", options.model, **defaults)]
     tables = _read(Path(options.model))
-    placement = {"device": options.device, "dtype": options.dtype, "threads": options.threads}
-    specs = [_spec(table, f"models[{index}]", placement) for index, table in enumerate(tables)]
+    specs = [_spec(table, f"models[{index}]", defaults) for index, table in enumerate(tables)]
     _check_names(specs)
     return specs
 
@@ -90,9 +91,10 @@ def model_specs(options: ModelOptions) -> list[Spec]:
 def _read(file: Path) -> list[object]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
+        repr(content)  # what can't be shown can't be refused by its value: numbers of thousands of digits
     except OSError as error:
         raise InputError("--model", f"{file} can't be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also lists in lists in lists
         raise InputError("--model", f"{file} isn't TOML: {error}") from None
     tables = content.get("models")
     if not isinstance(tables, list) or not tables or set(content) != {"models"}:
@@ -100,7 +102,7 @@ def _read(file: Path) -> list[object]:
     return tables
 
 
-def _spec(table: object, path: str, placement: Mapping[str, Any]) -> Spec:
+def _spec(table: object, path: str, defaults: Mapping[str, Any]) -> Spec:
     if not isinstance(table, dict):
         raise InputError(path, "should be a table")
     kind = EnsembleSpec if "ensemble" in table else ModelSpec
@@ -113,7 +115,7 @@ def _spec(table: object, path: str, placement: Mapping[str, Any]) -> Spec:
     for key in ("name", "ensemble" if kind is EnsembleSpec else "path"):
         if not table.get(key):
             raise InputError(f"{path}.{key}", "is missing")
-    values = {**(placement if kind is ModelSpec else {}), **table}
+    values = {**(defaults if kind is ModelSpec else {}), **table}
     for key, value in values.items():
         _check_value(key, value, f"{path}.{key}")
     if kind is EnsembleSpec:
@@ -129,6 +131,7 @@ def _check_value(key: str, value: object, path: str) -> None:
         "compare_temperature": (lambda found: _number(found) > 0, "a number above 0"),
         "deviation_factor": (lambda found: _number(found) >= 0, "a number, 0 or more"),
         "threads": (_is_count, "a whole number, 0 or more"),
+        "special_tokens_in_text": (lambda found: found in ("refuse", "escape"), "refuse or escape"),
         "cache_items": (_is_count, "a whole number, 0 or more"),
     }
     right, wanted = checks.get(key, (lambda found: isinstance(found, str), "a text"))
@@ -138,8 +141,12 @@ def _check_value(key: str, value: object, path: str) -> None:
 
 def _number(value: object) -> float:
     """NaN, which no comparison holds for, if it isn't a finite number."""
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if right else math.nan  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _is_count(value: object) -> bool:

@@ -8,6 +8,7 @@ from services.batching import CallLimits
 from services.errors import InvalidInput, PreconditionFailed
 from services.reward.interface import Options
 from services.reward.items import Chat, Ids, Item, ModelFacts, Pair
+from services.rpc.quotas import charge
 
 TRUNCATIONS = {
     reward_pb2.TRUNCATION_UNSPECIFIED: "error",
@@ -37,6 +38,7 @@ def options(message: reward_pb2.ScoreOptions, caller: str, deadline: float | Non
         weight=WEIGHTS[message.priority],
         deadline=deadline,
         deterministic=message.deterministic,
+        charge=charge,
     )
 
 

@@ -84,9 +84,10 @@ class PlainModel:
     ) -> list[Pending]:
         """As RewardModel.begin."""
         since = time.perf_counter()
-        encoded = await self._tokenizing.run(
-            self._encode_all, items, fields, options.truncation, deadline=options.deadline
-        )
+        with self.batcher.reserve(len(items)):  # else what waits to be tokenised would have no bound
+            encoded = await self._tokenizing.run(
+                self._encode_all, items, fields, options.truncation, deadline=options.deadline
+            )
         seconds = time.perf_counter() - since
         sequences = [one for one in encoded if isinstance(one, Encoded)]
         futures = iter(self._put(sequences, options))
@@ -108,6 +109,7 @@ class PlainModel:
             raise InvalidInput.at(
                 "items", f"hold {sum(lengths)} tokens, a call at most {self._limits.max_tokens}; split it"
             )
+        options.charge(sum(lengths))
         caller = Caller(options.caller, options.weight, options.deadline)
         keys = None if options.deterministic else [(one.ids, one.type_ids) for one in sequences]
         return self.batcher.put(sequences, lengths, caller, keys)

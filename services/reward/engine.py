@@ -10,6 +10,7 @@ from lm.errors import InputError
 from lm.loading import load_reward_model
 from lm.placement import DTYPE_NAMES, apply_threads, choose_placement
 from lm.rewards import choose_reader, one_by_one
+from lm.special_tokens import SpecialTokensInText, escape_special_tokens
 from lm.tokenizer import Tokens, encode_chat, plain_tokens, tokenize_pair, tokenizer_sha256
 from lm.truncation import cut
 from services.batching import TOKEN_BUDGETS
@@ -19,11 +20,20 @@ from services.reward.items import Chat, Encoded, Ids, Item, ModelFacts, Pair
 class RewardEngine:
     """A reward model in `AutoModelForSequenceClassification` format: decoder or encoder, any `num_labels`."""
 
-    def __init__(self, model_id: str, device: str = "auto", dtype: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        special_tokens_in_text: SpecialTokensInText = "refuse",
+    ) -> None:
         """Loads the model. Raises InputError for a wrong placement, ModelLoadError for a wrong model."""
         placement = choose_placement(device, dtype, threads)
         apply_threads(placement)
         self._loaded = loaded = load_reward_model(model_id, placement, outputs=None)
+        if special_tokens_in_text == "escape":
+            escape_special_tokens(loaded.tokenizer)
         self._read = choose_reader(loaded.model)
         alone = "; items one by one, since a batch would change their scores" * (self._read is one_by_one)
         self.token_budget = TOKEN_BUDGETS.get(placement.device.type, TOKEN_BUDGETS["cpu"])

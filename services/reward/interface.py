@@ -29,6 +29,8 @@ class Options:
     """`time.monotonic()`"""
     deterministic: bool = False
     """In batches of its own."""
+    charge: Callable[[int], None] = lambda tokens: None
+    """Hears of the tokens before they are put in the queue; may raise QuotaExceeded."""
 
 
 @dataclass(frozen=True, order=True)

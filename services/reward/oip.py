@@ -15,6 +15,7 @@ from services.reward.models import RewardModels
 from services.rpc.calls import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
 from services.rpc.metrics import release
+from services.rpc.quotas import charge
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -73,7 +74,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         outputs = oip_convert.outputs(request)
         items = oip_convert.pairs(request, self._models.limits.max_items)
         options = Options(
-            oip_convert.truncation(request), caller=caller_of(context), deadline=deadline_of(context)
+            oip_convert.truncation(request),
+            caller=caller_of(context),
+            deadline=deadline_of(context),
+            charge=charge,
         )
         try:
             scored = await score(model, items, oip_convert.fields(len(items)), options)

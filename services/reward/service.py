@@ -65,4 +65,4 @@ def _line(facts: ModelFacts) -> str:
 def _load_engine(spec: ModelSpec) -> Engine:
     from services.reward.engine import RewardEngine  # brings torch: after the port is bound
 
-    return RewardEngine(spec.path, spec.device, spec.dtype, spec.threads)
+    return RewardEngine(spec.path, spec.device, spec.dtype, spec.threads, spec.special_tokens_in_text)

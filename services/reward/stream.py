@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from plaudit.v1 import reward_pb2
-from services.errors import InvalidInput, NotServing, Overloaded
+from services.errors import InvalidInput, NotServing, Overloaded, QuotaExceeded
 from services.reward import answers, convert
 from services.reward.interface import Options, Outcome, Pending, RewardModel, Timing
 from services.reward.items import Item
@@ -109,11 +109,13 @@ class ScoreStreamCall:
             pending.future.add_done_callback(partial(self._finished, one.item_id))
 
     async def _enqueue(self, items: Sequence[Item | InvalidInput]) -> list[Pending]:
-        """A full queue makes a stream wait: its caller sees that it can't write, and nothing is lost."""
+        """A full queue or quota makes a stream wait: its caller sees that it can't write; nothing is lost."""
         while True:
             await self._model.wait_for_room(len(items))
             try:
                 return await self._model.begin(items, ["item"] * len(items), self._options)
+            except QuotaExceeded as error:
+                await asyncio.sleep(error.retry_after)
             except Overloaded:  # another caller was quicker
                 continue
 

@@ -3,17 +3,20 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from grpc import aio
 
+from services.rpc.tokens import identity
+
 if TYPE_CHECKING:  # not subscriptable at runtime
     Handler = grpc.RpcMethodHandler[Any, Any]
     Context = aio.ServicerContext[Any, Any]
+    Reader = Callable[[bytes], Any] | None  # None leaves the bytes as they are
 
 _KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
     (False, False): ("unary", "unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -37,6 +40,16 @@ class Call:
     kind: str
     """unary, client_stream, server_stream or bidi_stream."""
     context: "Context"
+
+    @property
+    def asks_by_stream(self) -> bool:
+        """Whether there may be several request messages."""
+        return self.kind in ("client_stream", "bidi_stream")
+
+    @property
+    def responds_by_stream(self) -> bool:
+        """Whether there may be several responses."""
+        return self.kind in ("server_stream", "bidi_stream")
 
     def header(self, key: str) -> str | None:
         """First value of a request header."""
@@ -65,74 +78,133 @@ def deadline_of(context: "Context") -> float | None:
 
 
 def caller_of(context: "Context") -> str:
-    """Whose call it is, for sharing fairly: the name in x-plaudit-caller, else the connection."""
+    """Whose call it is, for sharing fairly: who it is shown to be, and within that the name that it gives.
+
+    Where nobody is asked, or all show the same token, it is the name given, else the connection.
+    """
+    identified = identity.get()
+    name = identified.name if identified else ""
+    told = _told_caller(context)
+    if name:
+        return f"{name}/{told}" if told else name
+    return told or str(context.peer())
+
+
+def _told_caller(context: "Context") -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == CALLER_KEY and isinstance(value, str) and value:
+        if key == CALLER_KEY and isinstance(value, str):
             return value[:MAX_CALLER]
-    return str(context.peer())
+    return ""
 
 
-class CallInterceptor(aio.ServerInterceptor):
-    """Base of our interceptors: override `around`, and `received` and `sent` to see messages."""
+class CallInterceptor:
+    """Base of our interceptors: override `around`, `received` or `sent`."""
 
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Entered before the handler runs and left after its last response."""
-        raise NotImplementedError
+        return nullcontext()
 
-    def received(self, call: Call) -> None:
+    def reader(self, read: "Reader") -> "Reader":
+        """What makes request messages of their bytes: `read`, or something around it."""
+        return read
+
+    def received(self, call: Call, request: object) -> None:
         """A request message has reached the handler."""
 
     def sent(self, call: Call) -> None:
         """The handler has given a response message."""
+
+
+class Chain(aio.ServerInterceptor):
+    """Stands interceptors around every call, the first outermost."""
+
+    def __init__(self, interceptors: Sequence[CallInterceptor]) -> None:
+        self._interceptors = interceptors
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        """By path: a method's handler, and the same with all interceptors around it."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Wraps the method's handler; unknown methods stay UNIMPLEMENTED."""
+        """Wraps the method's handler, once and not at every call; unknown methods stay UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
-        return None if handler is None else _wrap(self, handler, handler_call_details.method)
+        if handler is None:
+            return None
+        path = handler_call_details.method
+        known = self._wrapped.get(path)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[path] = handler, _wrap(self._interceptors, handler, path)
+        return known[1]
 
 
-def _wrap(interceptor: CallInterceptor, handler: "Handler", path: str) -> "Handler":
+def _wrap(interceptors: Sequence[CallInterceptor], handler: "Handler", path: str) -> "Handler":
     kind, attribute, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
     behaviour = getattr(handler, attribute)
     _, service, method = path.split("/", 2)
-    sees_requests = type(interceptor).received is not CallInterceptor.received
+    yields = inspect.isasyncgenfunction(behaviour)
+    read = handler.request_deserializer
 
-    def begin(request: object, context: "Context") -> tuple[Call, object]:
-        call = Call(service, method, kind, context)
-        if handler.request_streaming:
-            return call, _counted(
-                interceptor, call, cast(AsyncIterator[object], request)
-            ) if sees_requests else request
-        interceptor.received(call)
-        return call, request
+    def inmost(request: object, call: Call) -> Any:  # noqa: ANN401  a coroutine, or an iterator of responses
+        return behaviour(request, call.context)
+
+    inner: Callable[[object, Call], Any] = inmost
+    for each in reversed(interceptors):
+        inner = (_generating if yields else _running)(each, inner)
+        read = each.reader(read)
 
     async def run(request: object, context: "Context") -> object:
-        """One response; or a stream of them, for handlers that write to the context themselves."""
-        call, request = begin(request, context)
+        return await inner(request, Call(service, method, kind, context))
+
+    async def generate(request: object, context: "Context") -> AsyncIterator[object]:
+        async with aclosing(inner(request, Call(service, method, kind, context))) as responses:
+            async for response in responses:
+                yield response
+
+    return make(generate if yields else run, read, handler.response_serializer)
+
+
+def _running(interceptor: CallInterceptor, inner: Callable[[object, Call], Any]) -> Callable[..., Any]:
+    """Around a handler of one response; or of a stream, if it writes to the context itself."""
+
+    async def run(request: object, call: Call) -> object:
+        request = _seen(interceptor, request, call)
         async with interceptor.around(call):
-            response = await behaviour(request, context)
-            if not handler.response_streaming:
+            response = await inner(request, call)
+            if not call.responds_by_stream:
                 interceptor.sent(call)
             return response
 
-    async def generate(request: object, context: "Context") -> AsyncIterator[object]:
-        call, request = begin(request, context)
+    return run
+
+
+def _generating(interceptor: CallInterceptor, inner: Callable[[object, Call], Any]) -> Callable[..., Any]:
+    """Around a handler that yields its responses."""
+
+    async def generate(request: object, call: Call) -> AsyncIterator[object]:
+        request = _seen(interceptor, request, call)
         async with interceptor.around(call):
-            async for response in behaviour(request, context):
+            async for response in inner(request, call):
                 interceptor.sent(call)
                 yield response
 
-    wrapped = generate if inspect.isasyncgenfunction(behaviour) else run
-    return make(wrapped, handler.request_deserializer, handler.response_serializer)
+    return generate
+
+
+def _seen(interceptor: CallInterceptor, request: object, call: Call) -> object:
+    """The request, or the stream of requests, whose messages the interceptor sees."""
+    if not call.asks_by_stream:
+        interceptor.received(call, request)
+        return request
+    if type(interceptor).received is CallInterceptor.received:
+        return request
+    return _counted(interceptor, call, cast(AsyncIterator[object], request))
 
 
 async def _counted(
     interceptor: CallInterceptor, call: Call, requests: AsyncIterator[object]
 ) -> AsyncIterator[object]:
     async for request in requests:
-        interceptor.received(call)
+        interceptor.received(call, request)
         yield request

@@ -1,17 +1,21 @@
 """The command line of every server, `python -m services.X`. Torch isn't imported before it is parsed."""
 
 import asyncio
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
+from typer.core import TyperOption
 
 from lm.errors import InputError
+from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
 from services.rpc.logs import configure_logging
+from services.rpc.options import Security
 from services.rpc.server import EXIT_OPTIONS, ServerOptions, Service, serve
 from services.rpc.tracing import traced
 
@@ -26,16 +30,24 @@ class ModelOptions:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    special_tokens_in_text: Literal["refuse", "escape"] = "refuse"
+    """What becomes of special tokens in what people wrote; see lm/special_tokens.py."""
 
 
 def run_service(
-    name: str, default_port: int, build: Callable[[ModelOptions], Service], model_help: str = MODEL_HELP
+    name: str,
+    default_port: int,
+    build: Callable[[ModelOptions], Service],
+    model_help: str = MODEL_HELP,
+    more: Sequence[TyperOption] = (),
 ) -> NoReturn:
     """Parses the command line, serves what `build` returns, and ends the process.
 
-    `build` neither imports torch nor loads anything: the service's `load` does, in its thread.
+    `build` neither imports torch nor loads anything: the service's `load` does, in its thread. `more` are
+    options of this service alone, which keep their values themselves.
     """
-    code = run_command(name, default_port, build, sys.argv[1:], model_help)
+    gc.set_threshold(50_000, 20, 100)  # torch's import makes a million objects, and all of them stay
+    code = run_command(name, default_port, build, sys.argv[1:], model_help, more)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -49,14 +61,17 @@ def run_command(
     build: Callable[[ModelOptions], Service],
     arguments: Sequence[str],
     model_help: str = MODEL_HELP,
+    more: Sequence[TyperOption] = (),
 ) -> int:
     """The exit code of a command line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(help=f"Serves a {name} model over gRPC. Where PLAUDIT_TOKEN is set, calls must carry it.")(
         _command(default_port, build, model_help)
     )
+    command = typer.main.get_command(app)
+    command.params += more
     try:
-        app(list(arguments), prog_name=f"python -m services.{name}")
+        command(list(arguments), prog_name=f"python -m services.{name}")
     except SystemExit as end:
         return EXIT_OPTIONS if end.code == 2 else int(end.code or 0)
     return 0
@@ -76,24 +91,42 @@ def _command(
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
         dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
         threads: Annotated[int, typer.Option(help="Processor threads; 0 takes the container's quota.")] = 0,
-        insecure: Annotated[
-            bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
-        ] = False,
+        special_tokens_in_text: Annotated[
+            Literal["refuse", "escape"],
+            typer.Option(help="Special tokens in people's text: an error, or read as plain text."),
+        ] = "refuse",
+        tls_cert: TlsCert = None,
+        tls_key: TlsKey = None,
+        tls_client_ca: TlsClientCa = None,
+        tokens: TokensFile = None,
+        insecure: Insecure = False,
+        health_address: HealthAddress = None,
+        reflection: Annotated[
+            bool, typer.Option("--reflection/--no-reflection", help="Serve reflection and channelz.")
+        ] = True,
         log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
         grace: Annotated[float, typer.Option(help="Seconds that calls in flight get at shutdown.")] = 20.0,
         exit_with_parent: Annotated[
             int | None, typer.Option(metavar="PID", help="Shut down when PID is no longer the parent.")
         ] = None,
     ) -> None:
-        token = os.environ.get("PLAUDIT_TOKEN")
         options = ServerOptions(
-            address, metrics_address, insecure, token, grace, log_format, exit_with_parent
+            address,
+            metrics_address,
+            insecure,
+            token=os.environ.get("PLAUDIT_TOKEN"),
+            grace_s=grace,
+            log_format=log_format,
+            exit_with_parent=exit_with_parent,
+            security=Security(tls_cert, tls_key, tls_client_ca, tokens),
+            health_address=health_address,
+            reflection=reflection,
         )
         configure_logging(log_format)
         # Spinning OpenMP threads of several services on one machine make each other 12-23 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
-            service = build(ModelOptions(model, device, dtype, threads))
+            service = build(ModelOptions(model, device, dtype, threads, special_tokens_in_text))
         except InputError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(EXIT_OPTIONS) from None

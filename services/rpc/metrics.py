@@ -25,6 +25,9 @@ LAG_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
 LAG_INTERVAL_S = 0.5
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL = ("model_id", "run_id", "weights_sha256", "tokenizer_sha256", "dtype")
+REFUSALS = ("missing", "unknown", "expired", "scope", "failures", "requests", "tokens", "in_flight")
+"""Why a call was refused: by its credential, by too many failures of its peer, or by a quota."""
+SECURITY_FILES = ("tokens", "tls")
 
 disable_created_metrics()  # a second series for each counter that nobody reads
 
@@ -87,11 +90,31 @@ class Queue(Protocol):
         ...
 
 
-class ServerMetrics:
+class SecurityMetrics:
+    """Who is refused, and whether the files behind that are good; the gateway's, too."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.refused = Counter(
+            "plaudit_calls_refused", "Calls refused by access or quota.", ("reason",), registry=registry
+        )
+        self.files = Gauge(
+            "plaudit_security_file_good",
+            "1 while the newest tokens file or certificate is in use, 0 where it can't be used.",
+            ("file",),
+            registry=registry,
+        )
+        for reason in REFUSALS:  # a series that is there from the start is seen to rise
+            self.refused.labels(reason)
+        for file in SECURITY_FILES:
+            self.files.labels(file).set(1)
+
+
+class ServerMetrics(SecurityMetrics):
     """The metrics of one server, in a registry of its own: several servers can share a process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        super().__init__(registry)
         ProcessCollector(registry=registry)
         self.started = Counter(
             "grpc_server_started", "Calls started on the server.", _METHOD, registry=registry

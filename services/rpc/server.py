@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from grpc import aio
 from grpc_channelz.v1 import channelz
@@ -17,8 +19,10 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from lm.errors import InputError, LmError
 from services.rpc import tracing
+from services.rpc.calls import Chain
+from services.rpc.guard import Guard
 from services.rpc.health import Health
-from services.rpc.interceptors import HEALTH, BearerToken, Errors, Metrics, Readiness, RequestIds
+from services.rpc.interceptors import HEALTH, Errors, Metrics, Readiness, RequestIds
 from services.rpc.metrics import MetricsEndpoint, ServerMetrics
 from services.rpc.options import (
     MAX_MESSAGE_BYTES,
@@ -28,6 +32,7 @@ from services.rpc.options import (
     join_address,
     parse_address,
 )
+from services.rpc.readable import ReadableRequests
 
 __all__ = [
     "CHANNEL_OPTIONS", "EXIT_DRAINED", "EXIT_FAILED", "EXIT_OPTIONS", "EXIT_UNAVAILABLE", "OptionError",
@@ -44,6 +49,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # what gRPC 1.85 goes by; its own is 60 s
     # Connections end now and then (gRPC adds 10 % jitter; calls in flight go on), or clients that
     # balance over replicas would never see a new one.
     ("grpc.max_connection_age_ms", 300_000),
@@ -93,7 +99,8 @@ class RunningServer:
         self._options = options
         self._readiness = service.readiness
         self._health = Health(service.full_names)
-        self._server = self._build()
+        self._server: aio.Server
+        self._health_server: aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._endpoint: MetricsEndpoint | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -101,6 +108,7 @@ class RunningServer:
         """Ends when the server is ready, with the line that says what was chosen, or with load's error."""
         self.address = ""
         self.metrics_address = ""
+        self.health_address = ""
 
     @property
     def port(self) -> int:
@@ -110,11 +118,15 @@ class RunningServer:
     async def start(self) -> None:
         """Listens, says it is alive but not ready, and begins to load. Raises OptionError, PortTaken."""
         self._options.check()
-        self.address = self._bind()
+        guard = Guard(self._options.security, self._options.token, self._service.metrics)
+        self._server = self._build(guard)
+        self.address = _listen(self._options.address, partial(guard.add_port, self._server))
         self._start_metrics()
         await self._health.register(self._server)
+        await self._start_health()
         await self._server.start()
-        self._tasks.append(asyncio.create_task(self._service.metrics.watch_loop()))
+        for watch in (self._service.metrics.watch_loop(), *guard.watches()):
+            self._tasks.append(asyncio.create_task(watch))
         self.loaded = asyncio.create_task(self._load())
 
     async def wait_ready(self) -> str:
@@ -135,7 +147,9 @@ class RunningServer:
         await self._health.set_ready(False)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._readiness.wait_idle(), self._options.grace_s)
-        await self._server.stop(_FLUSH_S)
+        for server in (self._server, self._health_server):
+            if server is not None:
+                await server.stop(_FLUSH_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, self.loaded, return_exceptions=True)
@@ -152,30 +166,24 @@ class RunningServer:
         await self._health.set_ready(True)
         return line
 
-    def _build(self) -> aio.Server:
-        options = self._options
-        interceptors: list[aio.ServerInterceptor] = tracing.interceptors()
-        interceptors += [RequestIds(), Metrics(self._service.metrics), Errors()]
-        if options.token is not None:
-            interceptors.append(BearerToken(options.token))
-        interceptors.append(self._readiness)
-        server = aio.server(interceptors=interceptors, options=CHANNEL_OPTIONS)
+    def _build(self, guard: Guard) -> aio.Server:
+        ours = [RequestIds(), Metrics(self._service.metrics), Errors(), *guard.interceptors()]
+        chain = Chain([*ours, self._readiness, ReadableRequests()])
+        server = aio.server(interceptors=[*tracing.interceptors(), chain], options=CHANNEL_OPTIONS)
         self._service.register(server)
-        reflection.enable_server_reflection(
-            (*self._service.full_names, HEALTH, reflection.SERVICE_NAME), server
-        )
+        if self._options.reflection:
+            names = (*self._service.full_names, HEALTH, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+            if guard.asks_who_calls or is_loopback(parse_address(self._options.address)[0]):
+                channelz.add_channelz_servicer(server)
         return server
 
-    def _bind(self) -> str:
-        host, port = parse_address(self._options.address)
-        if is_loopback(host):
-            channelz.add_channelz_servicer(self._server)
-        check_port(host, port)
-        try:
-            port = self._server.add_insecure_port(join_address(host, port))
-        except RuntimeError as error:  # taken since the check
-            raise PortTaken(f"can't listen on {self._options.address}: {error}") from None
-        return join_address(host, port)
+    async def _start_health(self) -> None:
+        if self._options.health_address is not None:
+            self._health_server = aio.server(options=CHANNEL_OPTIONS)
+            self.health_address = _listen(self._options.health_address, self._health_server.add_insecure_port)
+            await self._health.register(self._health_server)
+            await self._health_server.start()
 
     def _start_metrics(self) -> None:
         if self._options.metrics_address is None:
@@ -184,6 +192,16 @@ class RunningServer:
         check_port(host, port)
         self._endpoint = MetricsEndpoint(host, port, self._service.metrics.registry)
         self.metrics_address = join_address(host, self._endpoint.port)
+
+
+def _listen(address: str, add_port: Callable[[str], int]) -> str:
+    """The address with the port that was bound. Raises PortTaken."""
+    host, port = parse_address(address)
+    check_port(host, port)
+    try:
+        return join_address(host, add_port(join_address(host, port)))
+    except RuntimeError as error:  # taken since the check
+        raise PortTaken(f"can't listen on {address}: {error}") from None
 
 
 def check_port(host: str, port: int) -> None:
@@ -226,6 +244,8 @@ async def serve(service: Service, options: ServerOptions) -> int:
     print(f"listening on {server.address}", flush=True)
     if server.metrics_address:
         print(f"metrics on {server.metrics_address}", flush=True)
+    if server.health_address:
+        print(f"health on {server.health_address}", flush=True)
     watching = asyncio.create_task(_watch_parent(options.exit_with_parent, asked))
     await asyncio.wait({asked, server.loaded}, return_when=asyncio.FIRST_COMPLETED)
     code = _report_load(service, server.loaded) if server.loaded.done() else EXIT_DRAINED
@@ -239,6 +259,7 @@ async def serve(service: Service, options: ServerOptions) -> int:
 def _report_load(service: Service, loaded: asyncio.Task[str]) -> int:
     error = loaded.exception()
     if error is None:
+        gc.freeze()  # what is loaded stays; to look through it for garbage would stop all calls for 0.3 s
         print(loaded.result(), flush=True)
         return EXIT_DRAINED
     if isinstance(error, InputError):

@@ -62,10 +62,6 @@ class Refusal:
         return found
 
 
-class Unauthenticated(Exception):
-    """The caller hasn't shown the token."""
-
-
 _CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -76,7 +72,8 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
     errors.Conflict: grpc.StatusCode.ABORTED,
     errors.TooLate: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

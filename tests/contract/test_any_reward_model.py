@@ -5,6 +5,7 @@ shows: the tokenizer's own call, the model's own forward, one text at a time.
 """
 
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def engine_of(folder):
     return RewardEngine(str(folder), device="cpu", dtype="float32", threads=1)
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """An architecture as it comes, by its name and number of labels: the engine and the card, loaded once."""
+
+    @cache
+    def load(name, labels=1):
+        folder = tmp_path_factory.mktemp(name)
+        save_reward_model(name, folder, labels)
+        return engine_of(folder), Card(folder)
+
+    return load
+
+
 def scores(engine, batch):
     return torch.tensor(engine.score(batch))
 
@@ -85,9 +99,8 @@ class Card:
 
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_score_is_transformers_own_and_no_batch_changes_it(name, labels, tmp_path):
-    save_reward_model(name, tmp_path, labels)
-    engine, card = engine_of(tmp_path), Card(tmp_path)
+def test_a_score_is_transformers_own_and_no_batch_changes_it(name, labels, known):
+    engine, card = known(name, labels)
     batch = [engine.encode(item, "item") for item in PAIRS]
     expected = torch.stack([card.pair(item) for item in PAIRS])
     assert expected.shape == (len(PAIRS), labels)
@@ -113,9 +126,8 @@ def test_so_does_one_with_a_tokenizer_of_its_own_class(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_ids_of_any_length_score_as_transformers_scores_them(name, tmp_path):
-    save_reward_model(name, tmp_path)
-    engine, card = engine_of(tmp_path), Card(tmp_path)
+def test_ids_of_any_length_score_as_transformers_scores_them(name, known):
+    engine, card = known(name)
     sequences = [
         list(range(start, start + length)) for start, length in ((9, 1), (20, 7), (30, 64), (99, 33))
     ]
@@ -203,9 +215,8 @@ READ = {last_token_scores: "last token", padded_scores: "forward", one_by_one: "
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_page_says_how_each_is_read(name, tmp_path):
-    save_reward_model(name, tmp_path)
-    engine = engine_of(tmp_path)
+def test_the_page_says_how_each_is_read(name, known):
+    engine, _ = known(name)
     pair_format, read, token_ids = table_rows()[name]
     assert (pair_format, read) == (engine._loaded.pair_format, READ[engine._read])
     with nullcontext() if token_ids == "yes" else pytest.raises(InputError):
@@ -248,18 +259,17 @@ def test_a_system_turn_is_rendered_or_refused_as_the_template_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Bert"])
-def test_a_chat_is_refused_without_a_template(name, tmp_path):
-    save_reward_model(name, tmp_path)
+def test_a_chat_is_refused_without_a_template(name, known):
+    engine, _ = known(name)
     with pytest.raises(InputError, match=r"item.chat.messages: .*no chat template; send text"):
-        engine_of(tmp_path).encode(Chat((("user", "a"), ("assistant", "b"))), "item")
+        engine.encode(Chat((("user", "a"), ("assistant", "b"))), "item")
 
 
 # --- encoders ---
 
 
-def test_pairs_have_the_tokenizers_types_where_the_model_has_them(tmp_path):
-    save_reward_model("Bert", tmp_path)
-    engine, card = engine_of(tmp_path), Card(tmp_path)
+def test_pairs_have_the_tokenizers_types_where_the_model_has_them(known):
+    engine, card = known("Bert")
     encoded = engine.encode(PAIRS[1], "item")
     assert encoded.type_ids == tuple(card.tokenizer(PAIRS[1].prompt, PAIRS[1].response)["token_type_ids"])
     untyped = scores(engine, [Encoded(encoded.ids)])
@@ -269,27 +279,25 @@ def test_pairs_have_the_tokenizers_types_where_the_model_has_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Bert", "Deberta", "Electra", "XLNet", "Bart"])
-def test_ids_are_refused_where_the_model_needs_what_its_tokenizer_adds(name, tmp_path):
-    save_reward_model(name, tmp_path)
+def test_ids_are_refused_where_the_model_needs_what_its_tokenizer_adds(name, known):
+    engine, _ = known(name)
     with pytest.raises(
         InputError, match=r"item.token_ids: lack what the model's tokenizer adds .*send a pair"
     ):
-        engine_of(tmp_path).encode(Ids([1, 5, 6, 2]), "item")
+        engine.encode(Ids([1, 5, 6, 2]), "item")
 
 
 @pytest.mark.parametrize("name", ["DebertaV2", "DistilBert", "ModernBert", "Roberta", "MPNet"])
-def test_ids_are_read_where_it_needs_no_types(name, tmp_path):
-    save_reward_model(name, tmp_path)
-    engine, card = engine_of(tmp_path), Card(tmp_path)
+def test_ids_are_read_where_it_needs_no_types(name, known):
+    engine, card = known(name)
     encoded = engine.encode(Ids([1, 50, 60, 70, 2]), "item")
     expected = card.read(input_ids=torch.tensor([[1, 50, 60, 70, 2]]))
     torch.testing.assert_close(scores(engine, [encoded])[0], expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["Roberta", "XLMRoberta", "MPNet"])
-def test_a_roberta_reads_less_than_its_table_of_positions_holds(name, tmp_path):
-    save_reward_model(name, tmp_path)
-    engine = engine_of(tmp_path)
+def test_a_roberta_reads_less_than_its_table_of_positions_holds(name, known):
+    engine, _ = known(name)
     assert engine.facts.context_length == 62
     longest = engine.encode(Ids([0, *range(40, 100), 2]), "item")
     assert torch.isfinite(scores(engine, [longest])).all()
@@ -304,10 +312,9 @@ def test_a_roberta_reads_less_than_its_table_of_positions_holds(name, tmp_path):
 @pytest.mark.parametrize("prompt", [2, 25, 40, 90])
 @pytest.mark.parametrize("response", [3, 37, 90])
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "GPT2", "Llama"])
-def test_a_cut_is_the_tokenizers_own(name, prompt, response, side, tmp_path):
+def test_a_cut_is_the_tokenizers_own(name, prompt, response, side, known):
     """Special tokens stay, and of a pair the longer text is cut first."""
-    save_reward_model(name, tmp_path)
-    engine, card = engine_of(tmp_path), Card(tmp_path)
+    engine, card = known(name)
     item = Pair("x" * prompt, "q" * response)
     card.tokenizer.truncation_side = side
     how = {"truncation": True, "max_length": engine.facts.context_length}

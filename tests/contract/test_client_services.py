@@ -12,7 +12,6 @@ from lm.digests import WeightsDigest, effective_tensors, tensor_bytes
 from lm.loading import load_causal_lm
 from lm.placement import choose_placement
 from plaudit import (
-    Aborted,
     AsyncPolicyClient,
     AsyncReferenceClient,
     AsyncRewardClient,
@@ -25,6 +24,7 @@ from plaudit import (
     NotFound,
     PolicyClient,
     PushManifest,
+    PushStatus,
     ReferenceClient,
     RewardClient,
     TensorSpec,
@@ -236,12 +236,39 @@ def test_truncated_and_overlong_pushes(pushing, moved):
 def test_one_push_at_a_time_and_abort(pushing, moved):
     policy, weights = pushing
     push_id = weights.stage(moved.manifest(), moved.pieces)
-    with pytest.raises(Aborted):
-        weights.stage(moved.manifest(), moved.pieces)
+    assert weights.stage(moved.manifest(), moved.pieces) == push_id, "all of it is there already"
+    with pytest.raises(FailedPrecondition, match="run 'run' drives this policy"):
+        weights.stage(moved.manifest(run_id="other"), moved.pieces)
+    assert weights.abort(push_id) == policy.get_policy().model
+    with pytest.raises(FailedPrecondition, match="the push was aborted; begin again"):
+        weights.commit(push_id)
     assert weights.abort(push_id) == policy.get_policy().model
     with pytest.raises(NotFound):
-        weights.commit(push_id)
+        weights.abort("who")
     assert weights.commit(weights.stage(moved.manifest(), moved.pieces), mode="drain").step == 1
+
+
+def test_how_far_a_push_is(pushing, moved):
+    _, weights = pushing
+    push_id = weights.stage(moved.manifest(), moved.pieces)
+    status = weights.get_push(run_id="run", new_step=1)
+    assert status == PushStatus(push_id, "open", 128, 128, status.expires_in)
+    assert 60 < status.expires_in <= 120
+    weights.commit(push_id)
+    assert weights.commit(push_id).step == 1
+    assert weights.get_push(push_id) == PushStatus(push_id, "committed", 128, 128, 0.0)
+    with pytest.raises(NotFound, match="no push 'run, step 2' here"):
+        weights.get_push(run_id="run", new_step=2)
+
+
+def test_a_take_over(pushing, moved):
+    policy, weights = pushing
+    weights.push(moved.manifest(), moved.pieces)
+    again = moved.manifest(base_step=1, run_id="other", new_step=0)
+    with pytest.raises(FailedPrecondition, match="run 'run' drives this policy, with step 1"):
+        weights.push(again, moved.pieces)
+    assert weights.push(again, moved.pieces, take_over=True) == policy.get_policy().model
+    assert policy.get_policy().model.run_id == "other"
 
 
 def test_tensor_that_is_not_there(pushing, moved):

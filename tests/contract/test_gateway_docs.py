@@ -96,6 +96,7 @@ def test_the_metrics_are_those_that_there_are(http):
     for family in text_string_to_metric_families(http.get("/metrics").text):
         if not family.name.startswith("process_"):
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-            found[family.name] = (family.type, labels)
+            name = family.name + ("_total" if family.type == "counter" else "")
+            found[name] = (family.type, labels)
     assert found == said
     assert HttpMetrics().registry is not HttpMetrics().registry, "gateways of one process don't share any"

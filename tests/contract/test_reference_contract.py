@@ -145,11 +145,12 @@ async def test_a_bad_sequence_is_named_and_the_service_goes_on(client, bad, fiel
     await client.still_serves()
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
-async def test_a_temperature_must_be_above_zero(client, temperature):
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-45, 9e-5, math.nan, math.inf])
+async def test_a_temperature_must_be_one_that_logits_can_be_divided_by(client, temperature):
     ((field, description),) = violations(await client.refused(GOOD, temperature=temperature))
     assert field == "temperature"
-    assert "use a number above 0" in description
+    assert "use 0.0001 or more" in description
+    assert len((await client.logprobs(GOOD, temperature=1e-4)).sequences) == 1
     await client.still_serves()
 
 

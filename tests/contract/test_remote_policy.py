@@ -1,6 +1,7 @@
 """The policy over real servers: the same bits from any replica, the same weights on all of them."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from policy_fleet import (
     tiny_prompts,
 )
 
+from lm.digests import tensor_bytes
 from lm.loading import load_causal_lm
 from lm.logprobs import response_logprobs
 from plaudit.clients import PolicyClient, PushManifest, TensorSpec, WeightsClient
+from plaudit.clients.errors import DataLoss
+from trainer.ppo.replica import Replica
 from trainer.ppo.roles import RoleUnavailable, StaleWeights
 
 
@@ -127,6 +131,47 @@ def test_two_runs_on_one_replica_are_refused_not_mixed(servers, connect, learner
         first.generate(prompts, SEEDS, 1)
     with pytest.raises(StaleWeights, match="another trainer pushes to it"):
         first.push(learn(learner), 2)
+
+
+def test_a_run_that_is_taken_over_in_mid_push_says_by_whom(servers, connect, learner, monkeypatch):
+    replicas = servers(1)
+    first, second = connect(replicas, run_id="first"), connect(replicas, run_id="second")
+    first.start(0)
+    first.push(learn(learner), 1)
+    commit = Replica.commit
+
+    def commit_late(replica, push_id):
+        monkeypatch.undo()
+        second.start(5)
+        commit(replica, push_id)
+
+    monkeypatch.setattr(Replica, "commit", commit_late)
+    with pytest.raises(StaleWeights, match=r"serves step 5 of run 'second': another trainer pushes to it"):
+        first.push(learn(learner), 2)
+    assert (replicas[0].model().run_id, replicas[0].model().step) == ("second", 5)
+
+
+@pytest.mark.parametrize(("damaged", "step"), [({0}, 2), ({0, 2}, 1)])
+def test_a_push_that_is_damaged_on_the_way_is_sent_once_more(
+    servers, connect, learner, monkeypatch, damaged, step
+):
+    """Calls 0 and 2 of tensor_bytes are the first tensor, first and second time."""
+    replicas = servers(1)
+    policy = connect(replicas)
+    policy.start(0)
+    policy.push(learn(learner), 1)
+    calls = itertools.count()
+
+    def bytes_on_the_way(tensor):
+        data = bytearray(tensor_bytes(tensor))
+        data[0] ^= next(calls) in damaged
+        return memoryview(data)
+
+    monkeypatch.setattr("trainer.ppo.replica.tensor_bytes", bytes_on_the_way)
+    with contextlib.nullcontext() if step == 2 else pytest.raises(DataLoss):
+        policy.push(learn(learner), 2)
+    assert replicas[0].model().step == step
+    assert (replicas[0].model().weights_sha256 == digest(learner)) is (step == 2)
 
 
 def test_a_step_that_was_not_pushed_is_refused_without_asking(servers, connect, prompts):

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from services import errors
 from services.compute import CancelFlag, ComputeThread
 from services.rpc.background import serve_in_background
+from services.rpc.scopes import METHODS
 from services.rpc.server import OptionError, PortTaken, ServerOptions, Service, start_server
 
 NAME = "plaudit.test.Echo"
@@ -294,7 +295,8 @@ async def test_each_call_is_one_log_line_and_health_is_none(channel, server, cap
 
 
 @pytest.fixture
-async def guarded(echo):
+async def guarded(echo, monkeypatch):
+    monkeypatch.setitem(METHODS, NAME, dict.fromkeys(KINDS, "score"))
     async with start_server(echo.service(), ServerOptions(token="s3cret")) as running:
         await running.wait_ready()
         async with aio.insecure_channel(running.address) as opened:
@@ -485,18 +487,38 @@ async def test_reflection_lists_the_services_even_while_loading(echo):
 @pytest.mark.parametrize(("host", "there"), [("127.0.0.1", True), ("0.0.0.0", False)])
 async def test_channelz_is_for_this_machine_only(echo, host, there):
     options = ServerOptions(address=f"{host}:0", insecure=True)
+    assert await has_channelz(echo.service(), options) is there
+
+
+async def has_channelz(service, options, **how):
     async with (
-        start_server(echo.service(), options) as server,
+        start_server(service, options) as server,
         aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         stub = channelz_pb2_grpc.ChannelzStub(channel)
         try:
-            await stub.GetServers(channelz_pb2.GetServersRequest())
-            found = True
+            await stub.GetServers(channelz_pb2.GetServersRequest(), **how)
         except aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-            found = False
-    assert found is there
+            return False
+        return True
+
+
+async def test_channelz_is_elsewhere_for_who_may_look(echo):
+    options = ServerOptions(address="0.0.0.0:0", insecure=True, token="word")
+    assert await has_channelz(echo.service(), options, metadata=[("authorization", "Bearer word")])
+
+
+async def test_reflection_and_channelz_can_be_left_out(echo):
+    options = ServerOptions(reflection=False)
+    assert not await has_channelz(echo.service(), options)
+    async with (
+        start_server(echo.service(), options) as server,
+        aio.insecure_channel(server.address) as channel,
+    ):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await listed_services(channel)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 # --- starting ---

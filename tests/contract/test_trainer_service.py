@@ -1,8 +1,11 @@
 """GetRun over a real server, from the board that the training loop writes."""
 
 import pytest
+import trustme
 
-from plaudit.clients import PlauditError, TrainerClient
+from plaudit.access import token_entry
+from plaudit.clients import PermissionDenied, PlauditError, TrainerClient
+from plaudit.health import HealthClient
 from trainer.board import Board
 from trainer.config import RunOptions
 from trainer.errors import ConfigError, Stopped
@@ -81,3 +84,37 @@ def test_a_token_is_asked_for_where_one_is_set(capsys, monkeypatch):
             assert client.get_run().run_id == "r"
         with TrainerClient(address, token="wrong") as client, pytest.raises(PlauditError):
             client.get_run()
+
+
+def test_tls_tokens_and_a_port_for_probes_are_those_of_every_server(capsys, tmp_path):
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    made = ca.issue_cert("127.0.0.1")
+    made.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+    made.private_key_pem.write_to_path(tmp_path / "server.key")
+    (tmp_path / "tokens.toml").write_text(token_entry("watcher", "word", ["trainer:read"]))
+    options = RunOptions(
+        address="127.0.0.1:0",
+        health_address="127.0.0.1:0",
+        tls_cert=tmp_path / "server.pem",
+        tls_key=tmp_path / "server.key",
+        tokens=tmp_path / "tokens.toml",
+    )
+    with serve_run(Board("r"), "ppo", options, StopSignal()):
+        out = capsys.readouterr().out
+        address, health = (out.split(f"{what} on ")[1].split()[0] for what in ("listening", "health"))
+        with TrainerClient(address, token="word", tls_ca=tmp_path / "ca.pem") as client:
+            assert client.get_run().run_id == "r"
+            with pytest.raises(PermissionDenied, match="trainer:control"):
+                client.stop_run()
+        with HealthClient(health) as client:
+            assert client.check() == "serving"
+
+
+def test_files_that_cannot_be_used_are_a_wrong_configuration(tmp_path):
+    options = RunOptions(address="127.0.0.1:0", tokens=tmp_path / "none.toml")
+    with (
+        pytest.raises(ConfigError, match=r"none.toml can't be read"),
+        serve_run(Board("r"), "ppo", options, StopSignal()),
+    ):
+        pass

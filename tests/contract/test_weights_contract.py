@@ -10,6 +10,7 @@ from lm.generation import DecodeBatch, Response, Sampling, Stop
 from lm.loading import save_model
 from lm.placement import choose_placement
 from plaudit.v1 import policy_pb2, types_pb2, weights_pb2
+from services.policy.push import Push
 
 GOOD = prompt(7, 8, 9, seed=4)
 LONG = [prompt(5, seed=seed) for seed in range(8)]
@@ -126,10 +127,10 @@ async def test_a_manifest_that_makes_no_sense(unharmed, new, fields, field):
 async def test_truncated(unharmed, new):
     push_id = (await unharmed.begin(new.manifest())).push_id
     await unharmed.send(push_id, new.data[:-4])
-    error = await refused(unharmed.commit(push_id))
-    assert precondition(error)[0] == "INCOMPLETE"
-    assert f"only {len(new.data) - 4} of {len(new.data)} bytes" in error.details()
-    assert (await refused(unharmed.commit(push_id))).code() is grpc.StatusCode.NOT_FOUND
+    for _ in range(2):  # the same again
+        error = await refused(unharmed.commit(push_id))
+        assert precondition(error)[0] == "INCOMPLETE"
+        assert f"only {len(new.data) - 4} of {len(new.data)} bytes" in error.details()
 
 
 async def test_too_long(unharmed, new):
@@ -175,11 +176,57 @@ async def test_an_unknown_push(unharmed):
 
 
 async def test_a_second_push(unharmed, new):
-    push_id = (await unharmed.begin(new.manifest())).push_id
+    opened = await unharmed.begin(new.manifest())
+    await unharmed.send(opened.push_id, new.data[:100])
     error = await refused(unharmed.begin(new.manifest(run_id="other")))
-    assert error.code() is grpc.StatusCode.ABORTED
-    assert "run 'run' is pushing step 1" in error.details()
-    assert (await unharmed.abort(push_id)).step == 0
+    assert precondition(error) == ("DRIVER", "run")
+    assert "run 'run' drives this policy, with step 1" in error.details()
+    again = await unharmed.begin(new.manifest())
+    assert (again.push_id, again.received_bytes) == (opened.push_id, 100)
+    assert (await unharmed.abort(opened.push_id)).step == 0
+
+
+async def test_how_far_a_push_is(unharmed, new):
+    push_id = (await unharmed.begin(new.manifest())).push_id
+    await unharmed.send(push_id, new.data[:100])
+    for asked in ({"push_id": push_id}, {"run_id": "run", "new_step": 1}):
+        push = await unharmed.weights.GetPush(weights_pb2.GetPushRequest(**asked), timeout=30)
+        assert (push.push_id, push.state) == (push_id, weights_pb2.PUSH_STATE_OPEN)
+        assert (push.received_bytes, push.total_bytes) == (100, len(new.data))
+        assert 100 < push.expires_in_seconds <= 120
+    await unharmed.abort(push_id)
+    push = await unharmed.weights.GetPush(weights_pb2.GetPushRequest(push_id=push_id), timeout=30)
+    assert (push.state, push.expires_in_seconds) == (weights_pb2.PUSH_STATE_GIVEN_UP, 0)
+
+
+async def test_a_take_over_is_told_to_who_drove(unharmed, new):
+    push_id = (await unharmed.begin(new.manifest(run_id="old"))).push_id
+    request = weights_pb2.BeginPushRequest(manifest=new.manifest(run_id="other"), take_over=True)
+    other = await unharmed.weights.BeginPush(request, timeout=30)
+    for call in (unharmed.send(push_id, new.data), unharmed.commit(push_id)):
+        error = await refused(call)
+        assert precondition(error) == ("DRIVER", "other")
+        assert "run 'other' drives this policy now and pushes step 1" in error.details()
+    await unharmed.abort(other.push_id)
+
+
+@pytest.mark.parametrize("shape", [[1 << 63], [10 * 2**40], [1 << 63, 1 << 63], [0], [1] * 1000])
+async def test_sizes_that_cannot_be_are_refused_before_room_is_made(unharmed, new, monkeypatch, shape):
+    monkeypatch.setattr(Push, "__post_init__", lambda self: pytest.fail("made room"))
+    manifest = changed(new, 0, shape=shape)
+    error = await refused(unharmed.begin(manifest))
+    assert precondition(error) == ("MANIFEST", manifest.tensors[0].name)
+    assert f"{shape[0]}" in error.details()
+    monkeypatch.undo()
+
+
+async def test_more_tensors_than_the_model_has(unharmed, new, monkeypatch):
+    monkeypatch.setattr(Push, "__post_init__", lambda self: pytest.fail("made room"))
+    manifest = new.manifest()
+    manifest.tensors.extend(list(manifest.tensors) * 500)
+    error = await refused(unharmed.begin(manifest))
+    assert precondition(error) == ("MANIFEST", "tensors")
+    monkeypatch.undo()
 
 
 async def test_an_unknown_mode(unharmed, new):

@@ -116,7 +116,7 @@ def test_follow_one_prompt(address, tiny_policy, tiny_reward):
     with WeightsClient(address["policy"]) as weights:
         loaded = weights.push(
             PushManifest("follow-one-prompt", 0, 1, specs, digest),
-            (tensor_bytes(tensor) for _, tensor in tensors),
+            [tensor_bytes(tensor) for _, tensor in tensors],
         )
     assert (loaded.step, loaded.weights_sha256) == (1, digest)
 

@@ -381,10 +381,28 @@ def test_a_resumed_run_may_not_change_its_settings_or_models(
 ):
     assert ppo(signal_at_2("SIGTERM"), name="fixed") == 75
     assert ppo(signal_at_2("SIGTERM"), "ppo.kl_coef=0.5", "--resume", name="fixed") == 64
-    assert "ppo.kl_coef: the checkpoint was made with 0.02, not 0.5" in capsys.readouterr().err
+    assert "ppo.kl_coef: 0.02 when it was saved → 0.5 now" in (told := capsys.readouterr().err)
+    assert "--accept-changes ppo.kl_coef" in told
     with serving("reward", foreign_reward) as address:
         assert ppo(signal_at_2("SIGTERM"), "--resume", name="fixed", reward=address) == 64
-    assert "services.reward: its content has changed" in capsys.readouterr().err
+    assert f"services.reward ({address}): sha256 " in capsys.readouterr().err
+
+
+def test_what_is_accepted_by_name_may_change_and_nothing_else(ppo, signal_at_2, tmp_path, capsys):
+    assert ppo(signal_at_2("SIGTERM"), name="changed") == 75
+    for name, prompts in {"others": PROMPTS[::-1], "moved": PROMPTS}.items():
+        text = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    others, moved = (f"data.prompts={tmp_path}/{name}.jsonl" for name in ("others", "moved"))
+    accept = (signal_at_2("SIGTERM"), "ppo.kl_coef=0.5", "--resume", "--accept-changes", "ppo.kl_coef")
+    assert ppo(others, *accept, name="changed") == 64
+    told = capsys.readouterr().err
+    assert f"data.prompts ({tmp_path}/others.jsonl): sha256 " in told
+    assert "--accept-changes data.prompts,ppo.kl_coef" in told
+    assert ppo(moved, *accept, name="changed") == 0  # what is in the file counts, and not where it lies
+    facts = json.loads((ppo.folder / "changed/run.json").read_text())
+    (change,) = facts["changes"]
+    assert (change["step"], change["key"], change["saved"], change["now"]) == (2, "ppo.kl_coef", 0.02, 0.5)
 
 
 def test_the_best_evaluation_is_kept_and_ends_the_run_when_nothing_gets_better(ppo):

@@ -1,4 +1,4 @@
-"""`make run` as a person meets it: stopped, gone on with, done, kept up, killed. Real data, tiny models."""
+"""`make run` as a person meets it: stopped, killed, gone on with, done, kept up. Real data, tiny models."""
 
 import json
 import os
@@ -148,22 +148,53 @@ def all_gone(processes: list[psutil.Process], seconds: float = 30.0) -> bool:
     return not alive
 
 
+def read_until(process: subprocess.Popen[str], what: str) -> str:
+    """All that it says up to the line that holds `what`."""
+    assert process.stdout
+    said: list[str] = []
+    while not said or what not in said[-1]:
+        said.append(process.stdout.readline())
+        assert said[-1], "".join(said)
+    return "".join(said)
+
+
+def weights_in(*folders: Path) -> dict[Path, int]:
+    """When each file of weights was written, checkpoints aside."""
+    files = [path for folder in folders for path in folder.rglob("*.safetensors")]
+    return {path: path.stat().st_mtime_ns for path in files if "checkpoints" not in path.parts}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_killed_in_the_middle_it_leaves_nobody_behind_and_goes_on_to_the_end(start: Start, runs: Path):
+def test_stopped_killed_and_gone_on_with_it_ends_and_serves(start: Start, runs: Path):
     folder = runs / "quickstart"
+    stopped = start()
+    wait_for(lambda: any(folder.glob("stages/sft/checkpoints/*/")), stopped)
+    stopped.terminate()
+    output, _ = stopped.communicate(timeout=90)
+    assert stopped.returncode == 75
+    assert "go on with --resume" in output
+    assert not (folder / "sft").exists()
+
     killed = start()
     wait_for(lambda: any(folder.glob("checkpoints/*/")), killed)
     children = psutil.Process(killed.pid).children(recursive=True)
     assert len(children) == 4  # three services and PPO
     killed.kill()
     assert all_gone(children)
+    trained = weights_in(folder / "stages")
+    assert len(trained) > 1
 
-    again = start()
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, output
+    kept = start("--keep")
+    output = read_until(kept, "plaudit score")
     assert "sft has finished already" in output
     assert "judge: PPO wins over SFT" in output
+    assert weights_in(folder / "stages/sft", folder / "stages/reward-model") == trained
+    check_products(folder)
+    check_kept(kept, output)
+
+
+def check_products(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() >= SUMMARY
     assert summary["win_rate_vs_sft"]["n"] == 8
@@ -177,40 +208,17 @@ def test_killed_in_the_middle_it_leaves_nobody_behind_and_goes_on_to_the_end(sta
     AutoModelForSequenceClassification.from_pretrained(folder / "reward")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_once_done_nothing_is_done_again_and_keep_serves_it(start: Start, runs: Path):
-    models = [path for path in runs.rglob("*.safetensors") if "checkpoints" not in path.parts]
-    before = {path: path.stat().st_mtime_ns for path in models}
-    assert len(before) > 3
-    kept = start("--keep")
-    said: list[str] = []
-    assert kept.stdout
-    while not said or "plaudit score" not in said[-1]:
-        said.append(kept.stdout.readline())
-        assert said[-1], "".join(said)
+def check_kept(kept: subprocess.Popen[str], output: str) -> None:
+    """The services are up and the printed lines work, until Ctrl-C."""
     children = psutil.Process(kept.pid).children(recursive=True)
     assert len(children) == 3
-    for line in said[-2:]:
+    for line in output.splitlines()[-2:]:
         done = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
     kept.send_signal(signal.SIGINT)
     assert kept.wait(60) == 0
     assert all_gone(children)
-    assert {path: path.stat().st_mtime_ns for path in models} == before
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_stopped_it_finishes_its_step_and_says_that_it_can_go_on(start: Start, runs: Path):
-    stopped = start("--seed", "1")
-    wait_for(lambda: any(runs.glob("quickstart-seed1/stages/sft/checkpoints/*/")), stopped)
-    stopped.terminate()
-    output, _ = stopped.communicate(timeout=90)
-    assert stopped.returncode == 75
-    assert "go on with --resume" in output
-    assert not (runs / "quickstart-seed1/sft").exists()
 
 
 def test_a_wrong_override_says_how_it_is_written(start: Start):

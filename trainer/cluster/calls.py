@@ -174,14 +174,14 @@ class Cluster:
         return known.get(api_version=VERSIONS[kind], kind=kind)
 
     def _try(
-        self, ask: Callable[[], AnswerT], verb: str, what: str, pauses: Sequence[float] = PAUSES_S
+        self, ask: Callable[[], AnswerT], verb: str, what: str, pauses: Sequence[float] | None = None
     ) -> AnswerT:
-        """Asks until there is an answer, once more after each of `pauses` at most."""
+        """Asks until there is an answer, once more after each of `pauses` (PAUSES_S) at most."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         end = self.clock.monotonic() + PATIENCE_S
-        for pause in (*pauses, None):
+        for pause in (*(PAUSES_S if pauses is None else pauses), None):
             asked = None
             try:
                 return ask()

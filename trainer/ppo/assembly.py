@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lm.digests import effective_tensors
+from lm.digests import WeightsDigest, effective_tensors
 from lm.loading import LoadedLM, LoadedReward, load_causal_lm, load_reward_model
 from lm.placement import Placement, apply_threads, choose_placement, parse_dtype
 from lm.tokenizer import tokenizer_sha256
 from trainer.config import ModelSection
+from trainer.disk import Disk
 from trainer.errors import ConfigError
 from trainer.evaluate.judges import load_judges
 from trainer.identity import source_digests
@@ -44,6 +45,8 @@ class Parts:
     critic: ValueCritic
     kl: KLController
     remote_policy: RemotePolicy
+    patience: Patience
+    """With the services, in the middle of the run."""
     served: torch.dtype
     """What the policy servers compute in, and pushes are in."""
     roles: Roles
@@ -53,7 +56,7 @@ class Parts:
     """Of what the run is made from, by configuration key."""
 
 
-def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal) -> Parts:
+def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal, disk: Disk) -> Parts:
     """Loads, reads and asks; nothing is trained or pushed. `stop` ends the waits for services.
 
     Raises ConfigError, DataError, ModelLoadError, ServiceUnreachable, JudgeError.
@@ -65,6 +68,7 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal)
     inputs = Inputs.read(config, policy)
     needs = inputs.needs(config, policy)
     critic = _load_critic(config, needs)
+    critic_sha256 = WeightsDigest(effective_tensors(critic.model)).hexdigest()
     with waiting("waiting for the services"):
         found = ask(clients, config.services.connect_timeout)
     check(found, clients, needs)
@@ -80,6 +84,7 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal)
         ValueCritic(critic, config.critic, _placement(config.critic, config), config.ppo.gamma),
         make_controller(config.ppo.kl_coef, config.ppo.adap_kl_ctrl, config.ppo.target, config.ppo.horizon),
         remote_policy,
+        patience,
         parse_dtype(found.dtype),
         roles,
         reward_form(found.reward, needs.tokenizer_sha256),
@@ -89,10 +94,11 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal)
             load_judges(config.evaluation.judges, placement, "evaluation.judges"),
             config.evaluation,
             folder=config.run.folder,
+            disk=disk,
             seed=config.run.seed,
             tokenizer_sha256=needs.tokenizer_sha256,
         ),
-        _digests(config, policy, found),
+        _digests(config, policy, critic_sha256, found),
     )
 
 
@@ -158,7 +164,7 @@ def _learner(
     )
 
 
-def _digests(config: PPOConfig, policy: LoadedLM, found: Found) -> dict[str, str]:
+def _digests(config: PPOConfig, policy: LoadedLM, critic_sha256: str, found: Found) -> dict[str, str]:
     """What may not change when a run is resumed; its place may, so services go by their weights."""
     files = {
         "data.prompts": config.data.prompts,
@@ -167,6 +173,7 @@ def _digests(config: PPOConfig, policy: LoadedLM, found: Found) -> dict[str, str
     }
     return {
         **source_digests(policy, files),
+        "critic.path": critic_sha256,
         "services.reference": found.reference.model.weights_sha256,
         "services.reward": found.reward.model.weights_sha256,
     }

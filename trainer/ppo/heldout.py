@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.disk import Disk
 from trainer.evaluate import statistics
 from trainer.evaluate.diversity import distinct_n
 from trainer.evaluate.judges import Judge, judge_all
@@ -43,12 +44,14 @@ class HeldOut:
         config: EvaluationSection,
         *,
         folder: Path,
+        disk: Disk,
         seed: int,
         tokenizer_sha256: str,
     ) -> None:
-        """`folder` is the run's; `seed` its seed; `tokenizer_sha256` the learner's."""
+        """`folder`, `disk` and `seed` are the run's; `tokenizer_sha256` is the learner's."""
         self._prompts, self._roles, self._judges, self._config = prompts, roles, judges, config
         self._folder = folder / "evaluations"
+        self._disk = disk
         self._seed = derived_seed(seed, "evaluation")
         self._tokenizer_sha256 = tokenizer_sha256
         self.evaluated = -1
@@ -74,7 +77,7 @@ class HeldOut:
     def evaluate(self, step: int) -> dict[str, float]:
         """Judges the weights of `step`, which the policy must serve; writes the file, returns the metrics.
 
-        Raises what the roles raise, and JudgeError.
+        Raises what the roles raise, JudgeError and DiskUnusable.
         """
         experience, samples = self._sample(step)
         scores = self._scores(experience, samples)
@@ -145,7 +148,6 @@ class HeldOut:
         samples: Sequence[Sample],
         scores: Mapping[str, Floats],
     ) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         shown = range(min(self._config.samples, len(samples)))
         self.samples = [
             {
@@ -155,21 +157,20 @@ class HeldOut:
             }
             for row in shown
         ]
-        write_json(
-            self._folder / f"{step:08d}.json",
-            {
-                "step": step,
-                "measures": {name: _or_none(value) for name, value in measures.items()},
-                "judges": {
-                    name: {
-                        "mean": _or_none(_mean(values)),
-                        "win_rate": _win_rate_json(self._win_rate(name, scores)),
-                    }
-                    for name, values in scores.items()
-                },
-                "samples": self.samples,
+        evaluation = {
+            "step": step,
+            "measures": {name: _or_none(value) for name, value in measures.items()},
+            "judges": {
+                name: {
+                    "mean": _or_none(_mean(values)),
+                    "win_rate": _win_rate_json(self._win_rate(name, scores)),
+                }
+                for name, values in scores.items()
             },
-        )
+            "samples": self.samples,
+        }
+        path = self._folder / f"{step:08d}.json"
+        self._disk.write(path, 0, lambda: write_json(path, evaluation))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to judge as this one would have."""

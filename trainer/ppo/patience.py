@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -46,13 +47,21 @@ class Waiting:
     """A wait that has begun: pauses that grow, until it has lasted too long."""
 
     def __init__(self, seconds: float, stop: StopSignal) -> None:
+        self._seconds = seconds
         self._stop = stop
+        self.renew()
+
+    def renew(self) -> None:
+        """There was an answer: from now on it is another wait."""
+        self.role = ""
+        """Who is waited for; empty until somebody was away."""
         self._since = time.time()
-        self._end = time.monotonic() + seconds
+        self._end = time.monotonic() + self._seconds
         self._pause = FIRST_WAIT_S
 
     def pause(self, away: Away) -> None:
         """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long, Stopped on SIGTERM."""
+        self.role = away.endpoint.role
         left = self._end - time.monotonic()
         if left <= 0:
             raise self._unavailable(away) from away.cause
@@ -77,10 +86,21 @@ class Patience:
     seconds: float
     stop: StopSignal = field(default_factory=StopSignal)
     """Ends every wait at once: a service that is away is no reason to outlive SIGTERM."""
+    _waits: set[Waiting] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def wait(self) -> Waiting:
-        """A new wait, from now on."""
-        return Waiting(self.seconds, self.stop)
+    @contextmanager
+    def wait(self) -> Iterator[Waiting]:
+        """A new wait, from now on until what was to be had is there."""
+        waiting = Waiting(self.seconds, self.stop)
+        self._waits.add(waiting)
+        try:
+            yield waiting
+        finally:
+            self._waits.discard(waiting)
+
+    def waits_for(self, role: str) -> bool:
+        """Whether anybody waits now for `role`, which was away; from any thread."""
+        return any(waiting.role == role for waiting in tuple(self._waits))
 
     def call(self, endpoint: Endpoint, ask: Callable[[], ResultT]) -> ResultT:
         """What `ask` returns, asked again while the service is away.
@@ -88,9 +108,9 @@ class Patience:
         Raises RoleUnavailable when it has been away for `seconds`, Stopped on SIGTERM; other errors come
         out at once.
         """
-        waiting = self.wait()
-        while True:
-            try:
-                return ask()
-            except COMES_BACK as error:
-                waiting.pause(Away(endpoint, error))
+        with self.wait() as waiting:
+            while True:
+                try:
+                    return ask()
+                except COMES_BACK as error:
+                    waiting.pause(Away(endpoint, error))

@@ -13,14 +13,14 @@ from typing import Any
 from plaudit.clients import PolicyClient, ReferenceClient, RewardClient, WeightsClient
 from plaudit.clients.data import CallLimits, ModelVersion, PolicyInfo, ReferenceInfo
 from plaudit.clients.data_reward import RewardInfo
-from plaudit.clients.errors import PlauditError
+from plaudit.clients.errors import InvalidArgument, PlauditError
 from trainer.errors import ConfigError, ServiceUnreachable
 from trainer.ppo.fleet import Fleet, open_fleet
 from trainer.ppo.patience import Away, Endpoint, Patience
 from trainer.ppo.remote import reward_form
 from trainer.ppo.replica import Replica
 from trainer.ppo.roles import RoleUnavailable
-from trainer.ppo.run_sections import ServicesSection
+from trainer.ppo.run_sections import CLUSTER_SCHEME, ServicesSection
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,25 @@ class Clients:
 
     @classmethod
     def open(cls, services: ServicesSection) -> "Clients":
-        """Clients with the configured deadline on every call."""
+        """Clients with the configured deadline on every call. Raises ConfigError."""
+        try:
+            return cls._open(services)
+        except InvalidArgument as error:  # of the environment: addresses have been checked
+            raise ConfigError([f"services: {error}"]) from error
+
+    @classmethod
+    def _open(cls, services: ServicesSection) -> "Clients":
         timeout = services.call_timeout
+        service, _, _ = services.policy[0].removeprefix(CLUSTER_SCHEME).rpartition(":")
+        # Pods are called by address; what is in their certificates is the name of their Service.
+        name = service if services.policy[0].startswith(CLUSTER_SCHEME) else None
 
         def open_replica(endpoint: Endpoint) -> Replica:
             address = endpoint.target
             return Replica(
-                endpoint, PolicyClient(address, timeout=timeout), WeightsClient(address, timeout=timeout)
+                endpoint,
+                PolicyClient(address, timeout=timeout, tls_name=name),
+                WeightsClient(address, timeout=timeout, tls_name=name),
             )
 
         return cls(
@@ -127,15 +139,15 @@ def ask(clients: Clients, timeout: float) -> Found:
 
 
 def _first_replicas(fleet: Fleet, patience: Patience) -> Sequence[Replica]:
-    waiting = patience.wait()
-    while True:
-        try:
-            return fleet.replicas()
-        except Away as nobody:
+    with patience.wait() as waiting:
+        while True:
             try:
-                waiting.pause(nobody)
-            except RoleUnavailable as error:
-                raise ServiceUnreachable(str(error)) from nobody
+                return fleet.replicas()
+            except Away as nobody:
+                try:
+                    waiting.pause(nobody)
+                except RoleUnavailable as error:
+                    raise ServiceUnreachable(str(error)) from nobody
 
 
 def _raise_failures(endpoints: Sequence[Endpoint], errors: Sequence[BaseException | None]) -> None:

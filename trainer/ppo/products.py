@@ -1,8 +1,8 @@
 """What a PPO run leaves behind."""
 
+import json
 import platform
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.identity import identity
-from trainer.metrics import FILE_NAME, read_lines
-from trainer.outputs import export_model, read_json, replace_folder, write_json
+from trainer import checkpoints
+from trainer.disk import Disk
+from trainer.metrics_file import FILE_NAME, read_lines
+from trainer.outputs import copy_folder, export_model, read_json, write_json
 from trainer.ppo.assembly import Parts
 from trainer.ppo.config import PPOConfig
 from trainer.progress import show_table, waiting
@@ -27,8 +28,9 @@ LAST_ROWS = ("objective/scores", "objective/kl", "policy/entropy_avg", "val/expl
 class Products:
     """The files of one run."""
 
-    def __init__(self, config: PPOConfig) -> None:
-        self._config = config
+    def __init__(self, config: PPOConfig, disk: Disk) -> None:
+        """`disk` is the run's."""
+        self._config, self._disk = config, disk
         self._folder = config.run.folder
         self.policy = self._folder / "policy"
         """The trained policy: of the last step, or of the best evaluation if that is what to keep."""
@@ -42,31 +44,41 @@ class Products:
 
     def keep_best(self, parts: Parts) -> None:
         """Sets the policy aside as the best so far."""
-        export_model(parts.policy.model, parts.policy.tokenizer, self._best)
+        self._export(parts, self._best)
 
-    def write(self, parts: Parts, steps: int) -> None:
-        """Everything, run.json last: it says that the rest is whole."""
+    def write(self, parts: Parts, steps: int, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Everything, run.json last: it says that the rest is whole. `changes` are those of the whole run.
+
+        Raises DiskUnusable.
+        """
         with waiting("saving the policy"):
             if self._config.evaluation.keep_best and self._best.is_dir():
-                _copy(self._best, self.policy)
+                self._disk.write(self.policy, _size(parts), lambda: copy_folder(self._best, self.policy))
             else:
-                export_model(parts.policy.model, parts.policy.tokenizer, self.policy)
+                self._export(parts, self.policy)
             if self._config.ppo.ema_decay:
                 self._export_average(parts)
         lines = read_lines(self._folder / FILE_NAME)
-        facts = self._facts(parts, steps, lines)
+        facts = {**self._facts(parts, steps, lines), "changes": list(changes)}
+        self._disk.write(self._folder, 0, lambda: self._report(facts))
+        self._disk.write(self._run, 0, lambda: write_json(self._run, facts))
+        self._show(lines)
+
+    def _report(self, facts: Mapping[str, Any]) -> None:
         build_report(
             self._folder / "report.html",
             title=f"PPO: {self._config.run.name}",
             metrics={"PPO": self._folder / FILE_NAME},
             facts={key: facts[key] for key in ("run_id", "steps", "episodes", "seconds", "policy_step")},
         )
-        write_json(self._run, facts)
-        self._show(lines)
 
     def _export_average(self, parts: Parts) -> None:
         with _weights_of(parts.policy.model, parts.learner.changed_tensors(torch.float32, averaged=True)):
-            export_model(parts.policy.model, parts.policy.tokenizer, self._folder / "policy-ema")
+            self._export(parts, self._folder / "policy-ema")
+
+    def _export(self, parts: Parts, folder: Path) -> None:
+        policy = parts.policy
+        self._disk.write(folder, _size(parts), lambda: export_model(policy.model, policy.tokenizer, folder))
 
     def _facts(self, parts: Parts, steps: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
         keep_best = self._config.evaluation.keep_best
@@ -80,8 +92,7 @@ class Products:
             "judged_weights": "live",
             "kl_coef": parts.kl.value,
             "metrics": lines[-1] if lines else {},
-            "config": identity(self._config),
-            "services": self._config.services.model_dump(mode="json"),
+            "config": json.loads(self._config.model_dump_json()),
             "digests": parts.digests,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         }
@@ -110,8 +121,6 @@ def _weights_of(model: torch.nn.Module, tensors: Iterable[tuple[str, Tensor]]) -
                 parameters[name].copy_(tensor)
 
 
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    replace_folder(temporary, target)
+def _size(parts: Parts) -> int:
+    """Bytes of the policy."""
+    return checkpoints.size(parts.policy.model.state_dict())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lm.digests import WeightsDigest
 from plaudit.clients.data import ModelVersion
+from plaudit.clients.errors import DataLoss
 from trainer.ppo.config import SamplingSection
 from trainer.ppo.fleet import Fleet
 from trainer.ppo.patience import Away, Patience
@@ -112,21 +113,22 @@ class RemotePolicy:
         self, todo: Collection[int], done: Collection[int], work: Callable[[Replica], None]
     ) -> None:
         """Has replicas work until nothing is left; those that were away only when all others are, too."""
-        waiting, away, out = self._patience.wait(), None, set[Replica]()
-        while todo:
-            before = len(done)
-            try:
-                asked = [replica for replica in self._fleet.replicas() if replica not in out]
-                outcomes = _in_parallel(work, asked)
-                away = _first_away(outcomes) or away
-            except Away as nobody:
-                asked, outcomes, away = [], [], nobody
-            out |= {each for each, what in zip(asked, outcomes, strict=True) if isinstance(what, Away)}
-            if len(done) > before:
-                waiting = self._patience.wait()
-            if todo and away and out.issuperset(asked):
-                waiting.pause(away)
-                out.clear()
+        away, out = None, set[Replica]()
+        with self._patience.wait() as waiting:
+            while todo:
+                before = len(done)
+                try:
+                    asked = [replica for replica in self._fleet.replicas() if replica not in out]
+                    outcomes = _in_parallel(work, asked)
+                    away = _first_away(outcomes) or away
+                except Away as nobody:
+                    asked, outcomes, away = [], [], nobody
+                out |= {each for each, what in zip(asked, outcomes, strict=True) if isinstance(what, Away)}
+                if len(done) > before:
+                    waiting.renew()
+                if todo and away and out.issuperset(asked):
+                    waiting.pause(away)
+                    out.clear()
 
     def _bring_up_to_date(self, replica: Replica) -> None:
         """Pushes everything to a replica that is new, or was restarted, or missed a push."""
@@ -135,7 +137,7 @@ class RemotePolicy:
             return
         self._refuse_others([(replica, version)])
         logger.warning("%s serves step %d; it gets %s first", replica.endpoint, version.step, self._weights)
-        replica.commit(self._stage(replica, version, ()))
+        replica.commit(self._stage(replica, version, (), take_over=False))
 
     def _generate_chunk(
         self, replica: Replica, prompts: Sequence[Prompt], seeds: Sequence[int]
@@ -152,23 +154,29 @@ class RemotePolicy:
         Each round asks what the replicas serve, so that one that has it already isn't pushed twice,
         and the last round proves that all have it.
         """
-        waiting = self._patience.wait()
-        while True:
-            try:
-                replicas = self._fleet.replicas()
-                versions = _results(_in_parallel(Replica.version, replicas))
-                behind = [
-                    (replica, version)
-                    for replica, version in zip(replicas, versions, strict=True)
-                    if not self._weights.served_by(version)
-                ]
-                if not behind:
-                    return
-                if not take_over:
-                    self._refuse_others(behind)
-                self._stage_and_commit(behind, changed, base_sha256)
-            except Away as away:
-                waiting.pause(away)
+        damaged = False
+        with self._patience.wait() as waiting:
+            while True:
+                try:
+                    replicas = self._fleet.replicas()
+                    versions = _results(_in_parallel(Replica.version, replicas))
+                    behind = [
+                        (replica, version)
+                        for replica, version in zip(replicas, versions, strict=True)
+                        if not self._weights.served_by(version)
+                    ]
+                    if not behind:
+                        return
+                    if not take_over:
+                        self._refuse_others(behind)
+                    self._stage_and_commit(behind, changed, base_sha256, take_over)
+                except Away as away:
+                    waiting.pause(away)
+                except DataLoss as error:
+                    if damaged:  # twice, that isn't the way there
+                        raise
+                    damaged = True
+                    logger.warning("%s; sending it once more", error)
 
     def _refuse_others(self, behind: Sequence[tuple[Replica, ModelVersion]]) -> None:
         for replica, version in behind:
@@ -179,11 +187,16 @@ class RemotePolicy:
                 )
 
     def _stage_and_commit(
-        self, behind: Sequence[tuple[Replica, ModelVersion]], changed: Named, base_sha256: str
+        self,
+        behind: Sequence[tuple[Replica, ModelVersion]],
+        changed: Named,
+        base_sha256: str,
+        take_over: bool,
     ) -> None:
         def stage(which: tuple[Replica, ModelVersion]) -> str:
             replica, version = which
-            return self._stage(replica, version, changed if version.weights_sha256 == base_sha256 else ())
+            tensors = changed if version.weights_sha256 == base_sha256 else ()
+            return self._stage(replica, version, tensors, take_over)
 
         staged = _in_parallel(stage, behind)
         pushes = [
@@ -194,10 +207,10 @@ class RemotePolicy:
             _results(staged)
         _results(_in_parallel(lambda push: push[0].commit(push[1]), pushes))
 
-    def _stage(self, replica: Replica, version: ModelVersion, changed: Named) -> str:
+    def _stage(self, replica: Replica, version: ModelVersion, changed: Named, take_over: bool) -> str:
         """Sends what changed, or everything where it isn't known what the replica has."""
         tensors = changed or tuple(self._all_tensors())
-        push_id = replica.stage(self._weights, version.step, tensors, self._dtype)
+        push_id = replica.stage(self._weights, version.step, tensors, self._dtype, take_over)
         self.bytes_pushed += sum(tensor.numel() for _, tensor in tensors) * self._dtype.itemsize
         return push_id
 

@@ -41,6 +41,17 @@ class Weights:
         return f"step {self.step} ({self.sha256[:12]})"
 
 
+@dataclass(frozen=True)
+class _Bytes:
+    """The bytes of tensors, converted one at a time; starts again each time it is iterated."""
+
+    tensors: Named
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (tensor_bytes(tensor.to(self.dtype)) for _, tensor in self.tensors)
+
+
 class Replica:
     """A policy server behind its two clients. Safe to use from several threads."""
 
@@ -82,14 +93,18 @@ class Replica:
             raise StaleWeights(f"{self.endpoint} answered with {answered}, but {weights} was pushed")
         return [_response(sequence) for sequence in generation.sequences]
 
-    def stage(self, weights: Weights, base_step: int, tensors: Named, dtype: torch.dtype) -> str:
-        """Sends `tensors` in `dtype`, to be loaded by commit or dropped by abort. Raises Away."""
+    def stage(
+        self, weights: Weights, base_step: int, tensors: Named, dtype: torch.dtype, take_over: bool
+    ) -> str:
+        """Sends `tensors` in `dtype`, to be loaded by commit or dropped by abort. Raises Away.
+
+        `take_over`: from whichever run drives the replica.
+        """
         name: DType = DTYPE_NAMES[dtype]  # type: ignore[assignment]  # the same four words
         specs = [TensorSpec(key, name, tuple(tensor.shape)) for key, tensor in tensors]
         manifest = PushManifest(weights.run_id, base_step, weights.step, specs, weights.sha256)
-        pieces = (tensor_bytes(tensor.to(dtype)) for _, tensor in tensors)
         with self._away_on(MAY_CHANGE):
-            return self._weights.stage(manifest, pieces)
+            return self._weights.stage(manifest, _Bytes(tensors, dtype), take_over=take_over)
 
     def commit(self, push_id: str) -> None:
         """Loads what was staged. Raises Away, or DataLoss if the digest doesn't fit."""

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from lm.placement import DTYPE_NAMES
 from plaudit.clients.errors import PlauditError
 from trainer.config import RunOptions
 from trainer.errors import ServiceUnreachable, TrainerError
 from trainer.loop import Loop, Run, Stateful, StepResult, open_run
+from trainer.metrics import SERVICES
 from trainer.ppo.assembly import Parts, assemble
 from trainer.ppo.cluster_policy import sole_trainer
 from trainer.ppo.config import PPOConfig
@@ -45,14 +47,14 @@ def run(config: PPOConfig, options: RunOptions) -> None:
     Raises TrainerError's and lm's errors. ServiceUnreachable in the middle of a run leaves a checkpoint.
     """
     opened = open_run(config, config.run, options)
-    products = Products(config)
+    products = Products(config, opened.disk)
     if opened.checkpoint and products.finished:
         logger.info("%s has finished already; its policy is %s", config.run.name, products.policy)
         return
     clients = Clients.open(config.services)
     try:
         with serve_run(opened.board, "ppo", options, opened.stop), _role_errors():
-            parts = assemble(config, opened.board.status.run_id, clients, opened.stop)
+            parts = assemble(config, opened.board.status.run_id, clients, opened.stop, opened.disk)
             show_sizes(config, parts)
             if not options.dry_run:
                 with sole_trainer(config.services, opened.board.status.run_id, opened.stop):
@@ -86,6 +88,7 @@ class PPORun:
     def __init__(self, config: PPOConfig, opened: Run, parts: Parts, products: Products) -> None:
         """Restores the checkpoint, if there is one."""
         self._config, self._parts, self._products = config, parts, products
+        self._stop = opened.stop
         stateful: dict[str, Stateful] = {
             "learner": parts.learner,
             "critic": parts.critic,
@@ -102,10 +105,13 @@ class PPORun:
 
     def finish(self) -> None:
         """Writes what the run leaves behind; run.json, the mark that all is done, comes last."""
-        self._products.write(self._parts, self._loop.step)
+        with self._stop:
+            self._products.write(self._parts, self._loop.step, self._loop.changes)
 
     def _at_start(self) -> Mapping[str, float]:
         """The services get the learner's weights before anything is asked of them, resumed or not."""
+        for role in SERVICES:
+            self._loop.metrics.watch(f"waiting/{role}", partial(self._parts.patience.waits_for, role))
         with waiting("pushing weights"), span("push"):
             self._parts.remote_policy.start(self._loop.step)
         self._export_weights()

@@ -45,6 +45,8 @@ class ServicesSection(Section):
 class DataSection(Section):
     """[data]: what the policy answers."""
 
+    volatile = frozenset({"prompts", "pretraining"})  # what is in them has a digest
+
     prompts: Path
     """JSONL of {prompt} or {messages}."""
     pretraining: Path | None = None
@@ -53,6 +55,8 @@ class DataSection(Section):
 
 class EvaluationSection(Section):
     """[evaluation]: what the run does on prompts it doesn't train on. The reward service always scores."""
+
+    volatile = frozenset({"prompts"})  # what is in it has a digest
 
     prompts: Path | None = None
     """JSONL of {prompt} or {messages}; no evaluation without."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainer.metrics import read_lines
+from trainer.metrics_file import read_lines
 from trainer.report.charts import Bar, interval_chart
 from trainer.report.curves import charts
 

@@ -5,12 +5,12 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+# matplotlib takes a second, which a run can spare until there is something to draw.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#123456"
 """Stands for the page's own text colour until the SVG is written; `currentColor` replaces it."""
@@ -43,6 +43,7 @@ class Bar:
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_y: bool = False) -> str:
     """Curves over steps as an <svg> element."""
     figure, axes = _axes(5.2, 2.6)
+    figure.subplots_adjust(left=0.17, right=0.98, top=0.96, bottom=0.19)  # finding them is a second drawing
     for index, line in enumerate(lines):
         (drawn,) = axes.plot(thinned(line.x), thinned(line.y), label=line.label, linewidth=1.4, markersize=4)
         drawn.set_color(COLOURS[index % 4])
@@ -65,6 +66,7 @@ def interval_chart(
 ) -> str:
     """Means with 95 % intervals, one row each; `reference` is a dotted vertical line."""
     figure, axes = _axes(5.2, 0.9 + 0.32 * len(bars))
+    figure.set_layout_engine("constrained")  # labels of any length
     for row, bar in enumerate(reversed(bars)):
         axes.plot([bar.low, bar.high], [row, row], color=COLOURS[0], linewidth=2)
         axes.plot([bar.mean], [row], "o", color=COLOURS[0], markersize=5)
@@ -81,8 +83,11 @@ def interval_chart(
     return _svg(figure, f"{x_label}: {values}")
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -103,8 +108,10 @@ def thinned(values: Sequence[float]) -> Sequence[float]:
     return values if every <= 1 else [*values[:-1:every], values[-1]]
 
 
-def _svg(figure: Figure, description: str) -> str:
+def _svg(figure: "Figure", description: str) -> str:
     """The figure as an accessible <svg> whose ids clash with no other figure's on the page."""
+    import matplotlib as mpl
+
     out = io.StringIO()
     # Ids are hashed from the salt: with the description in it, two charts of one page never share them,
     # and the same data gives the same page.

@@ -11,6 +11,10 @@ from trainer.config import AdamSection, ModelSection, RunSection, Section
 class DataSection(Section):
     """[data]: rankings or pairs, split by prompt."""
 
+    volatile = frozenset(
+        {"train", "validation", "heldout_labelers", "demonstrations"}
+    )  # what is in them has a digest
+
     train: Path
     validation: Path | None = None
     """Rankings of held-out prompts."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from lm.heads import reward_model_from
 from lm.loading import load_causal_lm
 from lm.placement import apply_threads, choose_placement
+from trainer import checkpoints
 from trainer.config import RunOptions
 from trainer.examples import Example, RankedExamples
 from trainer.identity import source_digests
@@ -48,7 +49,8 @@ def run(config: RewardModelConfig, options: RunOptions) -> None:
             stage.show_sizes()
         else:
             stage.train()
-            stage.finish()
+            with opened.stop:
+                stage.finish()
 
 
 def _output(config: RewardModelConfig) -> Path:
@@ -60,7 +62,7 @@ class RewardModelling:
 
     def __init__(self, config: RewardModelConfig, opened: Run) -> None:
         """Loads model and data and restores the checkpoint."""
-        self._config = config
+        self._config, self._disk = config, opened.disk
         self._placement = choose_placement(config.model.device, config.model.dtype, config.run.threads)
         apply_threads(self._placement)
         with waiting(f"loading {config.model.path}"):
@@ -149,7 +151,10 @@ class RewardModelling:
         return all_scores(self._model, self._placement, rankings, self._config.reward_model.micro_batch_size)
 
     def finish(self) -> None:
-        """Normalises, saves the model and writes evaluation.json, the mark that all is done."""
+        """Normalises, saves the model and writes evaluation.json, the mark that all is done.
+
+        Raises DiskUnusable.
+        """
         held_out = self._held_out or self._evaluate()
         mean, std = self._normalisation()
         settings = {
@@ -160,10 +165,12 @@ class RewardModelling:
         }
         for key, value in settings.items():
             setattr(self._model.config, key, value)
-        folder = self._config.run.folder
-        export_model(self._model, self._tokenizer, _output(self._config))
+        target, path = _output(self._config), self._config.run.folder / "evaluation.json"
+        needed = checkpoints.size(self._model.state_dict())
+        self._disk.write(target, needed, lambda: export_model(self._model, self._tokenizer, target))
         ceiling = self._config.reward_model.human_ceiling
-        write_json(folder / "evaluation.json", {**settings, "human_ceiling": ceiling, **held_out})
+        facts = {**settings, "human_ceiling": ceiling, **held_out}
+        self._disk.write(path, 0, lambda: write_json(path, facts))
         show_accuracies(held_out, ceiling)
 
     def _normalisation(self) -> tuple[float, float]:

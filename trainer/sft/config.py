@@ -13,6 +13,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class DataSection(Section):
     """[data]: demonstrations, as {"prompt", "completion"} or {"messages"} lines."""
 
+    volatile = frozenset({"train", "validation"})  # what is in them has a digest
+
     train: Path
     validation: Path | None = None
     """Measured after each epoch; needed by select = "best_loss"."""

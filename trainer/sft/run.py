@@ -8,7 +8,6 @@ runs/NAME/metrics.jsonl    runs/NAME/checkpoints
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from lm.loading import load_causal_lm
 from lm.placement import apply_threads, choose_placement
+from trainer import checkpoints
 from trainer.config import RunOptions
 from trainer.data import read_demonstrations
 from trainer.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from trainer.examples import LENGTH_COLUMNS, Dropped, Example, Limits, encode_de
 from trainer.identity import source_digests
 from trainer.loop import Loop, Run, Stateful, StepResult, open_run
 from trainer.optimisation import TrainedModel, schedule_factor
-from trainer.outputs import export_model, read_json, replace_folder, write_json
+from trainer.outputs import copy_folder, export_model, read_json, write_json
 from trainer.progress import show_table, waiting
 from trainer.sampler import EpochSampler, derived_seed
 from trainer.servicer import serve_run
@@ -53,7 +53,8 @@ def run(config: SFTConfig, options: RunOptions) -> None:
             stage.show_sizes()
         else:
             stage.train()
-            stage.select()
+            with opened.stop:
+                stage.select()
 
 
 def _check(config: SFTConfig) -> None:
@@ -73,7 +74,7 @@ class FineTuning:
 
     def __init__(self, config: SFTConfig, opened: Run) -> None:
         """Loads model and data and restores the checkpoint."""
-        self._config, self._opened = config, opened
+        self._config, self._disk = config, opened.disk
         self._placement = choose_placement(config.model.device, config.model.dtype, config.run.threads)
         apply_threads(self._placement)
         with waiting(f"loading {config.model.path}"):
@@ -159,7 +160,7 @@ class FineTuning:
         self._export(self._config.run.folder / "epochs" / str(epoch))
         path = self._config.run.folder / "epochs.json"
         earlier = read_json(path) if epoch > 1 else {}
-        write_json(path, {**earlier, str(epoch): values})
+        self._disk.write(path, 0, lambda: write_json(path, {**earlier, str(epoch): values}))
         return values
 
     def _validate(self) -> dict[str, float]:
@@ -173,22 +174,24 @@ class FineTuning:
         return sums.measures("validation")
 
     def _export(self, folder: Path) -> None:
-        export_model(self._model, self._loaded.tokenizer, folder)
+        needed = checkpoints.size(self._model.state_dict())
+        self._disk.write(folder, needed, lambda: export_model(self._model, self._loaded.tokenizer, folder))
 
     def select(self) -> None:
-        """Copies the chosen epoch to `policy` and writes evaluation.json."""
+        """Copies the chosen epoch to `policy` and writes evaluation.json. Raises DiskUnusable."""
         folder = self._config.run.folder
         epochs = read_json(folder / "epochs.json")
         chosen = _chosen(self._config, epochs)
-        temporary = folder / ".tmp-policy"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(folder / "epochs" / str(chosen), temporary)
-        replace_folder(temporary, _policy(self._config))
-        write_json(
+        source, target, path = (
+            folder / "epochs" / str(chosen),
+            _policy(self._config),
             folder / "evaluation.json",
-            {"select": self._config.sft.select, "epoch": chosen, "epochs": epochs},
         )
-        logger.info("epoch %d is the policy: %s", chosen, _policy(self._config))
+        needed = checkpoints.size(self._model.state_dict())
+        self._disk.write(target, needed, lambda: copy_folder(source, target))
+        evaluation = {"select": self._config.sft.select, "epoch": chosen, "epochs": epochs}
+        self._disk.write(path, 0, lambda: write_json(path, evaluation))
+        logger.info("epoch %d is the policy: %s", chosen, target)
 
 
 def _chosen(config: SFTConfig, epochs: Mapping[str, Mapping[str, float]]) -> int:

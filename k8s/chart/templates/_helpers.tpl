@@ -95,6 +95,81 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{/* (list root caller): its own token, beside the file of all */}}
+{{- define "plaudit.ownToken" -}}
+{{- if (index . 0).Values.tokens.secret }}
+- name: PLAUDIT_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ (index . 0).Values.tokens.callers }}, key: {{ index . 1 }}}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tokensFile" -}}
+{{- if .Values.tokens.secret }}
+- --tokens=/tokens/tokens.toml
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tokensMount" -}}
+{{- if .Values.tokens.secret }}
+- {name: tokens, mountPath: /tokens, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tokensVolume" -}}
+{{- with .Values.tokens.secret }}
+- name: tokens
+  secret: {secretName: {{ . }}, defaultMode: 288} # 0440
+{{- end }}
+{{- end }}
+
+{{/* Of who calls services */}}
+{{- define "plaudit.trust" -}}
+{{- if .Values.tls.enabled }}
+- {name: PLAUDIT_TLS_CA, value: /tls/ca.crt}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.plaintext" -}}
+{{- if not .Values.tls.enabled }}
+- {name: PLAUDIT_INSECURE, value: "1"} # a token goes from pod to pod in plaintext
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.transport" -}}
+{{- if .Values.tls.enabled }}
+- --tls-cert=/tls/tls.crt
+- --tls-key=/tls/tls.key
+- --health-address=0.0.0.0:8081
+{{- else }}
+- --insecure
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.healthPort" -}}
+{{- if .Values.tls.enabled }}
+- {name: health, containerPort: 8081}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tlsMount" -}}
+{{- if .Values.tls.enabled }}
+- {name: tls, mountPath: /tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tlsVolume" -}}
+{{- if .Values.tls.enabled }}
+- name: tls
+  secret: {secretName: plaudit-tls, defaultMode: 288} # 0440
+{{- end }}
+{{- end }}
+
+{{/* (list root grpc|http) */}}
+{{- define "plaudit.protocol" -}}
+{{- if (index . 0).Values.tls.enabled }}https{{ else }}{{ index . 1 }}{{ end }}
+{{- end }}
+
 {{- define "plaudit.modelsVolume" -}}
 - name: models
 {{- if .Values.models.image }}

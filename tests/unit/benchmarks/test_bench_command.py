@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from benchmarks import table
+from benchmarks import scorer, table
+from benchmarks.results import Settings
+from benchmarks.workload import read_sentences
 
 pytest.importorskip("sentence_transformers")
 pytestmark = pytest.mark.timeout(300)  # imports, and two servers that start
@@ -43,10 +45,10 @@ def test_without_texts_it_ends_before_a_model_is_loaded(tiny_reward, tmp_path):
     assert "judge_train.jsonl; `make run` prepares it" in done.stderr
 
 
-def test_without_a_model_it_says_so(sentences_folder, tmp_path):
-    done = bench("--model", tmp_path / "nothing", "--data", sentences_folder, "--threads", 1)
-    assert done.returncode == 64
-    assert done.stderr.splitlines()[-1].endswith("nothing: no such folder")
+def test_without_a_model_it_says_so(sentences_folder, tmp_path, capsys):
+    settings = Settings(str(tmp_path / "nothing"), "float32", 1, 4, 1, 1, 16, 0)
+    assert scorer._run(settings, read_sentences(sentences_folder), None) == 64
+    assert capsys.readouterr().err.endswith("nothing: no such folder\n")
 
 
 def test_a_page_without_markers_is_noticed_before_minutes_are_spent(tiny_reward, sentences_folder, tmp_path):

@@ -14,7 +14,7 @@ from benchmarks.latency import measure_overhead, measure_under_load
 from benchmarks.openrlhf_server import RewardModelProxy, build_app
 from benchmarks.padding import streamed_padding_share
 from benchmarks.run import run_rounds
-from benchmarks.served import OpenRlhfCalls, OpenRlhfList, Streamed, Unary, raw
+from benchmarks.served import Streamed, Unary, raw
 from benchmarks.workload import make_texts, read_sentences
 from plaudit.clients import ItemFailure, RewardClient
 from services.reward.engine import RewardEngine
@@ -135,14 +135,6 @@ class TestOpenRlhf:
         assert set(answer) == {"rewards", "scores", "extra_logs"}
         assert answer["scores"] == answer["rewards"] == answer["extra_logs"]["dummy_scores"]
         assert len(answer["rewards"]) == 1
-
-    @pytest.mark.slow
-    def test_as_a_process_asked_either_way(self, tiny_reward, texts, expected, tmp_path):
-        with served.openrlhf_server(str(tiny_reward), "float32", 1, 7, tmp_path) as url:
-            assert OpenRlhfList(url, 7).score(texts) == expected
-            assert OpenRlhfCalls(url).score(texts) == expected
-        with pytest.raises(httpx.ConnectError):
-            OpenRlhfList(url, 7).score(texts)
 
     @pytest.mark.slow
     def test_a_process_that_doesnt_start_says_why(self, tmp_path):

@@ -24,6 +24,10 @@ RESULTS = Results(
 )
 
 
+def test_overhead_is_that_of_each_text_and_not_of_the_middle_ones():
+    assert Overhead([0.010, 0.100, 0.030], [0.012, 0.103, 0.090]).milliseconds == pytest.approx(3.0)
+
+
 def row(text, name):
     """Cells of the one row that begins so."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name}")]
@@ -72,7 +76,7 @@ class TestTargets:
     def test_overhead_is_the_difference_of_medians_of_each_round(self):
         cells = row(table.render(RESULTS, []), "one item: p50")
         assert cells == [
-            "one item: p50 of a call less p50 of a bare forward (10.0 ms)",
+            "one item: p50 of a call less the bare forward of its text (10.0 ms)",
             "2.5 (2.0–3.0) ms",
             "≤ 3 ms",
             "yes",

@@ -71,6 +71,7 @@ def test_a_misspelt_option_is_refused():
 
 def test_it_is_plain_values(monkeypatch):
     monkeypatch.setenv("PLAUDIT_TOKEN", "secret")
+    monkeypatch.setenv("PLAUDIT_INSECURE", "1")
     scorer = Scorer.of("one:1", model="films")
     assert pickle.loads(pickle.dumps(scorer)) == scorer
     assert hash(pickle.loads(pickle.dumps(scorer))) == hash(scorer)

@@ -18,6 +18,7 @@ from plaudit import (
     ItemFailure,
     NotFound,
     Overloaded,
+    PermissionDenied,
     PlauditError,
     Precondition,
     Resource,
@@ -44,11 +45,11 @@ CLASSES = {
     Code.DATA_LOSS: DataLoss,
     Code.ABORTED: Aborted,
     Code.UNAUTHENTICATED: Unauthenticated,
-    Code.PERMISSION_DENIED: Unauthenticated,
+    Code.PERMISSION_DENIED: PermissionDenied,
     Code.UNIMPLEMENTED: Unimplemented,
     Code.INTERNAL: Internal,
     Code.UNKNOWN: Internal,
-    Code.CANCELLED: Internal,
+    Code.CANCELLED: Unavailable,
     Code.ALREADY_EXISTS: Internal,
 }
 

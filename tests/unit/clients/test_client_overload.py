@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
-from scripted_servers import REWARD, SCORED, WEIGHTS, refuse
+from scripted_servers import REWARD, SCORED, refuse
 
 import plaudit
 from plaudit import (
@@ -80,13 +80,6 @@ def test_all_that_may_be_sent_twice(serve, call, method):
     server = serve(REWARD, {rpc: [full(1), full(1), response]})
     call("reward", server.address, method, *arguments)
     assert len(server.heard) == 3
-
-
-def test_pushes_are_never_sent_twice(serve, call):
-    server = serve(WEIGHTS, {"CommitPush": [full(1)], "AbortPush": [full(1)]})
-    with pytest.raises(Overloaded):
-        call("weights", server.address, "commit", "p")
-    assert len(server.calls("CommitPush")) == 1
 
 
 def test_a_full_queue_is_no_outage(serve_reward):

@@ -61,7 +61,7 @@ def test_options_that_are_left_out_say_what_that_means():
         ({"truncation": "middle"}, "options.truncation", "error, left, right"),
         ({"priority": "urgent"}, "options.priority", "low, normal, high"),
         ({"model": 7}, "options.model", "7"),
-        ({"include_components": "x"}, "options.include_components", "'x'"),
+        ({"include_components": "x"}, "options.include_components", "a str"),
         ({"deterministic": None}, "options.deterministic", "None"),
     ],
 )

@@ -126,8 +126,9 @@ MANIFEST = PushManifest(
 
 
 def test_manifest():
-    message = to_proto.begin_push_request(MANIFEST).manifest
-    assert message == weights_pb2.PushManifest(
+    request = to_proto.begin_push_request(MANIFEST, take_over=True)
+    assert request.take_over
+    assert request.manifest == weights_pb2.PushManifest(
         run_id="run",
         base_step=3,
         new_step=4,
@@ -149,7 +150,21 @@ def test_manifest():
     ],
 )
 def test_manifests_that_cannot_be_sent(manifest, field):
-    assert refused(to_proto.begin_push_request, manifest)[0] == field
+    assert refused(to_proto.begin_push_request, manifest, False)[0] == field
+    assert refused(to_proto.load_request, "file:///x", manifest, "drain", False)[0] == field
+
+
+def test_loading_from_files():
+    request = to_proto.load_request("file:///x", MANIFEST, "drain", take_over=True)
+    assert request.manifest == to_proto.begin_push_request(MANIFEST, take_over=False).manifest
+    assert (request.uri, request.mode, request.take_over) == ("file:///x", policy_pb2.SWAP_MODE_DRAIN, True)
+    assert refused(to_proto.load_request, 7, MANIFEST, "drain", False)[0] == "uri"
+
+
+def test_asking_for_a_push():
+    assert to_proto.get_push_request("p", "", 0) == weights_pb2.GetPushRequest(push_id="p")
+    assert to_proto.get_push_request("", "r", 4) == weights_pb2.GetPushRequest(run_id="r", new_step=4)
+    assert refused(to_proto.get_push_request, "", "r", -1)[0] == "new_step"
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -157,11 +172,11 @@ def test_an_unknown_name_lists_the_known_ones():
     assert to_proto.commit_request("p", "drain").mode == policy_pb2.SWAP_MODE_DRAIN
 
 
-@given(pieces=st.lists(st.binary(max_size=40)), size=st.integers(1, 16))
-def test_chunks_are_the_pieces_without_gaps(pieces, size):
-    chunks = list(to_proto.chunk_requests("p", pieces, size))
-    assert b"".join(chunk.data for chunk in chunks) == b"".join(pieces)
-    assert [chunk.offset for chunk in chunks] == [size * index for index in range(len(chunks))]
+@given(pieces=st.lists(st.binary(max_size=40)), size=st.integers(1, 16), start=st.integers(0, 99))
+def test_chunks_are_the_pieces_without_gaps(pieces, size, start):
+    chunks = list(to_proto.chunk_requests("p", pieces, size, start))
+    assert b"".join(chunk.data for chunk in chunks) == b"".join(pieces)[start:]
+    assert [chunk.offset for chunk in chunks] == [start + size * index for index in range(len(chunks))]
     assert all(len(chunk.data) == size for chunk in chunks[:-1])
     assert all(0 < len(chunk.data) <= size for chunk in chunks)
     assert {chunk.push_id for chunk in chunks} <= {"p"}

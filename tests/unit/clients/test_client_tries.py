@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 
 from plaudit import Internal, Overloaded, Unavailable, Unreachable
 from plaudit.clients.errors import Details, Where
+from plaudit.clients.replicas import Replicas
 from plaudit.clients.tries import BLIND_SPREAD, BLIND_TRIES, LONGEST_SPREAD, Attempt, Tries
 
 
@@ -15,7 +16,7 @@ def tries_at(*addresses, timeout=1000.0, idempotent=True):
         Attempt(index, Where("reward", address, "Score", "id"), (), False)
         for index, address in enumerate(addresses)
     ]
-    return Tries(attempts, timeout, idempotent)
+    return Tries(attempts, timeout, idempotent, Replicas(len(addresses)))
 
 
 def full(retry_after=0.5):

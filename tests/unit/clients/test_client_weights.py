@@ -87,13 +87,14 @@ def test_a_second_push(serve_weights, call):
 
 
 def test_tensors_that_fail_on_the_way(serve_weights, call):
-    def pieces():
-        yield bytes(CHUNK_BYTES + 1)
-        raise RuntimeError("the tensor is gone")
+    class Gone:
+        def __iter__(self):
+            yield bytes(CHUNK_BYTES + 1)
+            raise RuntimeError("the tensor is gone")
 
     server = serve_weights()
     with pytest.raises(RuntimeError, match="the tensor is gone"):
-        call("weights", server.address, "push", MANIFEST, pieces())
+        call("weights", server.address, "push", MANIFEST, Gone())
     assert methods(server)[-1] == "AbortPush"
     assert "CommitPush" not in methods(server)
     assert server.calls("AbortPush")[0].request.push_id == "p-1"
@@ -104,13 +105,9 @@ def test_a_stream_that_is_refused_half_way(serve_weights, call):
         next(requests)
         refuse(Code.INVALID_ARGUMENT, "more bytes than announced")(requests, context)
 
-    def pieces():
-        for _ in range(200):
-            yield bytes(CHUNK_BYTES)
-
     server = serve_weights(PushChunks=stop_reading)
     with pytest.raises(InvalidArgument, match="more bytes than announced"):
-        call("weights", server.address, "push", MANIFEST, pieces())
+        call("weights", server.address, "push", MANIFEST, [bytes(CHUNK_BYTES)] * 200)
     assert methods(server) == ["BeginPush", "PushChunks", "AbortPush"]
 
 

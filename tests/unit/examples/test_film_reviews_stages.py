@@ -51,14 +51,35 @@ def test_what_the_user_sets_wins_and_reaches_its_stage_only(tmp_path: Path, comm
     assert "ppo.gamma=0.9" not in command
 
 
-def test_what_is_finished_is_not_started_again(tmp_path: Path, commands: list[list[str]]):
-    stages = Stages(tmp_path / "q", tmp_path, 0)
-    (tmp_path / "q/stages/evaluate").mkdir(parents=True)
-    (tmp_path / "q/stages/evaluate/evaluation.json").write_text("{}")
-    (tmp_path / "q/run.json").write_text("{}")
+def run_all(stages: Stages) -> None:
+    stages.sft(DATA, Path("model"))
+    stages.reward_model(DATA, 0.9)
     stages.ppo(DATA)
     stages.evaluate(DATA)
+
+
+def test_what_is_finished_is_not_started_again(
+    tmp_path: Path, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+):
+    stages = Stages(tmp_path / "q", tmp_path, 0)
+    for name in module.LAST_FILES.values():
+        (tmp_path / "q" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "q" / name).write_text("{}")
+    for name in module.LINKS.values():
+        (tmp_path / "q" / name).mkdir()
+    run_all(stages)
     assert commands == []
+    assert capsys.readouterr().out.splitlines() == [
+        f"{stage} has finished already" for stage in ("sft", "reward-model", "ppo", "evaluate")
+    ]
+
+
+def test_a_model_that_is_not_linked_yet_is_not_finished(tmp_path: Path, commands: list[list[str]]):
+    stages = Stages(tmp_path / "q", tmp_path, 0)
+    (tmp_path / "q/stages/sft").mkdir(parents=True)
+    (tmp_path / "q/stages/sft/evaluation.json").write_text("{}")
+    stages.sft(DATA, Path("model"))
+    assert [command[3] for command in commands] == ["sft"]
 
 
 def test_seconds_add_up_over_starts_also_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

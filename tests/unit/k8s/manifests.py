@@ -24,7 +24,7 @@ ALL = (
 BASES = {  # combinations, each of a base and components; what excludes each other stands in different ones
     **{name: (f"overlays/{name}", ()) for name in OVERLAYS},
     **{f"base+{name}": ("base", (name,)) for name in COMPONENTS},
-    "everything+keda": ("base", (*ALL, "autoscaling-keda", "oci-models")),
+    "everything+keda": ("base", (*ALL, "autoscaling-keda", "oci-models", "tls", "backend-tls")),
     "everything+hpa+jobset": ("base", (*ALL, "autoscaling-hpa", "jobset")),
     "everything+keda+trainjob": ("base", (*ALL, "autoscaling-keda", "trainjob")),
     "local+monitoring": ("overlays/local", ("monitoring", "network-policies", "token", "quota")),

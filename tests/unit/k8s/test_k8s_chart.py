@@ -47,6 +47,9 @@ OPTIONS = {  # values → the components that they stand for
     "routes.enabled=true": ("gateway-routes",),
     "token.secret=plaudit-token": ("token",),
     "tracing.endpoint=http://collector.observability:4318": ("tracing",),
+    "tls.enabled=true": ("tls",),
+    "tls.enabled=true,routes.enabled=true": ("tls", "gateway-routes", "backend-tls"),
+    "tokens.secret=plaudit-tokens": ("tokens",),
     "trainer.kind=JobSet": ("jobset",),
     "trainer.kind=TrainJob": ("trainjob",),
 }
@@ -215,6 +218,9 @@ WRONG = {
     "policy.args={dtype}": "/policy/args/0",
     "models.image=models:1": "/models/image",
     "trainer.kind=CronJob": "/trainer/kind",
+    "tls.issuerRef.kind=": "/tls/issuerRef/kind",
+    "tls.issuer=vault": "/tls",
+    "tokens.callers=": "/tokens/callers",
     "reward.resources.limits=null": "/reward/resources",
     "models.storage=much": "/models/storage",
 }

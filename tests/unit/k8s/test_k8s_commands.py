@@ -27,7 +27,7 @@ from services.reference.service import FULL_NAME as REFERENCE
 from services.reward import oip
 from services.reward.service import FULL_NAME as REWARD
 from services.rpc import command as service_command
-from services.rpc.options import ServerOptions
+from services.rpc.options import Security, ServerOptions
 from trainer.servicer import FULL_NAME as TRAINER
 
 FULL_NAMES = {
@@ -38,6 +38,8 @@ FULL_NAMES = {
 }
 READ_BY = {  # environment key → where it is read
     "PLAUDIT_TOKEN": "services.rpc.command",
+    "PLAUDIT_INSECURE": "plaudit.clients.channel",
+    "PLAUDIT_TLS_CA": "plaudit.clients.tls",
     "HF_HOME": "huggingface_hub.constants",
     "HF_HUB_OFFLINE": "huggingface_hub.constants",
     "MPLCONFIGDIR": "matplotlib",
@@ -122,6 +124,8 @@ def test_servers_accept_their_options_and_listen_for_the_cluster(found):
                 values.get("metrics_address"),
                 values["insecure"],
                 log_format=values.get("log_format", "text"),
+                security=Security(values["tls_cert"], values["tls_key"]),
+                health_address=values["health_address"],
             ).check()
             assert values["address"].startswith("0.0.0.0:"), name
 
@@ -143,7 +147,8 @@ def test_what_reads_an_environment_key_reads_it(key):
     spec = importlib.util.find_spec(READ_BY[key])
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    assert key in texts
+    made = {f"PLAUDIT_TLS_{name}" for name in texts if "PLAUDIT_TLS_" in texts}  # by an f-string
+    assert key in texts | made
 
 
 # --- ports, probes
@@ -155,7 +160,8 @@ def test_ports_are_those_that_the_program_listens_on(found):
             if not command(container):
                 continue
             values = parsed(command(container))
-            addresses = (values[name] for name in ("address", "metrics_address") if values.get(name))
+            names = ("address", "metrics_address", "health_address")
+            addresses = (values[name] for name in names if values.get(name))
             listening = {address.rpartition(":")[2] for address in addresses}
             open_ports = (port for port in container.get("ports", ()) if port["name"] != "rendezvous")
             named_ports = {str(port["containerPort"]) for port in open_ports}
@@ -165,7 +171,9 @@ def test_ports_are_those_that_the_program_listens_on(found):
 def test_a_ports_name_says_what_it_speaks(found):
     for name, template in templates(found):
         component = template["metadata"]["labels"][COMPONENT]
-        expected = {"gateway": {"http"}, "models": set()}.get(component, {"grpc", "metrics"})
+        expected = {"gateway": {"http", "metrics"}, "models": set()}.get(component, {"grpc", "metrics"})
+        if of_kind(found, "Certificate") and expected:
+            expected = {*expected, "health"}
         assert ports(template).keys() - {"rendezvous"} == expected, name
 
 
@@ -179,7 +187,8 @@ def test_grpc_probes_ask_for_a_health_service_that_the_server_has(found):
             for kind, probe in probes(container).items():
                 if "grpc" not in probe:
                     continue
-                assert probe["grpc"]["port"] == ports(template)["grpc"], name
+                known = ports(template)  # the kubelet speaks no TLS
+                assert probe["grpc"]["port"] == known.get("health", known["grpc"]), name
                 expected = ("",) if kind == "livenessProbe" else FULL_NAMES[module(container)]
                 assert probe["grpc"]["service"] in expected, name
 
@@ -190,7 +199,7 @@ def test_http_probes_ask_for_a_path_that_the_gateway_has(found):
     (container,) = gateway["spec"]["containers"]
     for kind, probe in probes(container).items():
         assert probe["httpGet"]["path"] in paths
-        assert probe["httpGet"]["port"] in ports(gateway)
+        assert probe["httpGet"]["port"] == ("health" if "health" in ports(gateway) else "http")
         assert (probe["httpGet"]["path"] == "/readyz") is (kind == "readinessProbe")
 
 

@@ -38,7 +38,7 @@ def test_pods_pass_pod_security_restricted(found):
         assert context["fsGroupChangePolicy"] == "OnRootMismatch"
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         kinds = {kind for volume in spec["volumes"] for kind in volume.keys() - {"name"}}
-        assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim", "image"}, name
+        assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim", "image", "secret"}, name
 
 
 def test_containers_pass_pod_security_restricted(found):

@@ -9,6 +9,7 @@ import re
 import kubernetes_validate
 import pytest
 import yaml
+from cloudcoil.models.cert_manager.v1 import Certificate, Issuer
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
@@ -45,6 +46,8 @@ def dumped(model):
 
 
 CUSTOM = {
+    "Certificate": dumped(Certificate),
+    "Issuer": dumped(Issuer),
     "ScaledObject": dumped(ScaledObject),
     "PodMonitor": dumped(PodMonitor),
     "PrometheusRule": dumped(PrometheusRule),
@@ -53,7 +56,7 @@ CUSTOM = {
     "TrainingRuntime": lambda each: TrainerV1alpha1TrainingRuntime.from_dict(each).to_dict(),
 }
 """Kinds of other projects: an object as the published model reads it, less what it doesn't know."""
-ROUTES = ("GRPCRoute", "HTTPRoute")
+ROUTES = ("GRPCRoute", "HTTPRoute", "BackendTLSPolicy")
 CLUSTER_WIDE = ("Namespace", "PriorityClass")
 
 
@@ -102,7 +105,7 @@ def keeps(read, written):
 
 def test_routes_have_the_shape_of_the_gateway_api():
     """No package carries its schemas whole, so the few fields that are used are held here."""
-    for each in of_kind(objects("production"), *ROUTES):
+    for each in of_kind(objects("production"), "GRPCRoute", "HTTPRoute"):
         assert each["apiVersion"] == "gateway.networking.k8s.io/v1"
         assert each["spec"].keys() == {"parentRefs", "hostnames", "rules"}
         assert all(parent.keys() == {"name", "namespace"} for parent in each["spec"]["parentRefs"])
@@ -114,6 +117,20 @@ def test_routes_have_the_shape_of_the_gateway_api():
                     each["kind"]
                 ]
                 assert match.keys() == {kind} and match[kind].keys() == what
+
+
+def test_the_gateway_trusts_the_ca_for_the_name_of_the_service():
+    production = objects("production")
+    (certificate,) = (each for each in of_kind(production, "Certificate") if "dnsNames" in each["spec"])
+    policies = of_kind(production, "BackendTLSPolicy")
+    assert {each["apiVersion"] for each in policies} == {"gateway.networking.k8s.io/v1"}
+    asked = {to["name"] for each in of_kind(production, "GRPCRoute", "HTTPRoute")
+             for rule in each["spec"]["rules"] for to in rule["backendRefs"]}  # fmt: skip
+    assert {target["name"] for each in policies for target in each["spec"]["targetRefs"]} == asked
+    for each in policies:
+        (target,) = each["spec"]["targetRefs"]
+        assert target == {"group": "", "kind": "Service", "name": each["spec"]["validation"]["hostname"]}
+        assert target["name"] in certificate["spec"]["dnsNames"]
 
 
 @pytest.mark.parametrize("components", [BASES[name][1] for name in BASES if name.startswith("everything")])
@@ -135,9 +152,17 @@ def normal(value):
 
 def test_every_component_is_in_a_combination():
     assert set(COMPONENTS) == {name for _, names in BASES.values() for name in names}
-    assert {"autoscaling-hpa", "autoscaling-keda", "jobset", "trainjob", "oci-models", *ALL} == set(
-        COMPONENTS
-    )
+    others = {
+        "autoscaling-hpa",
+        "autoscaling-keda",
+        "jobset",
+        "trainjob",
+        "oci-models",
+        "tls",
+        "backend-tls",
+        "tokens",
+    }
+    assert {*others, *ALL} == set(COMPONENTS)
 
 
 @pytest.mark.parametrize("scene", SCENES)

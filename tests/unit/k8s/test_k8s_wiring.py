@@ -19,7 +19,10 @@ from manifests import (
 
 from trainer.ppo.cluster_policy import ClusterService
 
-MADE_BY_HAND = {("Secret", "plaudit-token"), ("ConfigMap", "pip")}
+MADE_BY_HAND = {
+    *(("Secret", f"plaudit-{name}") for name in ("token", "tokens", "callers")),
+    ("ConfigMap", "pip"),
+}
 
 
 @pytest.fixture(params=SCENES)
@@ -45,7 +48,8 @@ def test_grpc_services_are_headless_and_say_that_they_speak_http2(found):
         (port,) = each["spec"]["ports"]
         grpc = port["name"] == "grpc"
         assert (each["spec"].get("clusterIP") == "None") is grpc, reference(each)
-        assert (port["appProtocol"] == "kubernetes.io/h2c") is grpc
+        plain = "kubernetes.io/h2c" if grpc else "http"
+        assert port["appProtocol"] == ("https" if of_kind(found, "Certificate") else plain)
 
 
 def test_deployments_and_budgets_select_their_own_pods(found):
@@ -78,17 +82,24 @@ def test_prometheus_finds_a_port_in_every_pod(found):
         assert endpoints <= set().union(*named_ports.values())
 
 
+def mounted(volumes):
+    """(kind, name) of what volumes have their content from."""
+    for volume in volumes:
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+
+
 def references(template):
     """(kind, name) of what a pod can't run without."""
     spec = template["spec"]
     yield "PriorityClass", spec["priorityClassName"]
     if "serviceAccountName" in spec:
         yield "ServiceAccount", spec["serviceAccountName"]
-    for volume in spec["volumes"]:
-        if "persistentVolumeClaim" in volume:
-            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
-        if "configMap" in volume:
-            yield "ConfigMap", volume["configMap"]["name"]
+    yield from mounted(spec["volumes"])
     for container in containers(template):
         for each in container.get("envFrom", ()):
             yield "ConfigMap", each["configMapRef"]["name"]
@@ -102,6 +113,7 @@ def references(template):
 
 def test_what_pods_refer_to_is_there(found):
     there = {(each["kind"], each["metadata"]["name"]) for each in found} | MADE_BY_HAND
+    there |= {("Secret", each["spec"]["secretName"]) for each in of_kind(found, "Certificate")}
     for name, template in templates(found):
         assert set(references(template)) <= there, name
         volumes = {volume["name"] for volume in template["spec"]["volumes"]}

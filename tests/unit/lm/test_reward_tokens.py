@@ -7,7 +7,8 @@ from tiny_reward_models import bare_tokenizer, bert_tokenizer, bos_tokenizer, ro
 from transformers import ByT5Tokenizer
 
 from lm.errors import InputError
-from lm.tokenizer import Tokens, encode_text, plain_tokens, refuse_special_tokens, tokenize_pair
+from lm.special_tokens import refuse_special_tokens
+from lm.tokenizer import Tokens, encode_text, plain_tokens, tokenize_pair
 from lm.truncation import cut
 
 BERT, BOS, ROBERTA = bert_tokenizer(), bos_tokenizer(), roberta_tokenizer()

@@ -142,8 +142,8 @@ class Trainer:
 
     def send(self, pushes, size=5000):
         """Begins, and sends all bytes; returns the push's id."""
-        push_id, total = pushes.begin(self.manifest)
-        assert total == len(self.data)
-        for offset in range(0, total, size):
-            pushes.append(push_id, offset, self.data[offset : offset + size])
-        return push_id
+        push = pushes.begin(self.manifest)
+        assert push.total == len(self.data)
+        for offset in range(0, push.total, size):
+            pushes.append(push.id, offset, self.data[offset : offset + size])
+        return push.id

@@ -10,7 +10,8 @@ from plaudit.v1 import policy_pb2, types_pb2, weights_pb2
 from services.batching import CallLimits
 from services.errors import InvalidInput
 from services.policy import convert, weights_convert
-from services.policy.interface import Generated, GenerationRequest, Manifest, SwapMode, TensorSpec
+from services.policy.interface import Generated, GenerationRequest, Manifest, PushState, SwapMode, TensorSpec
+from services.policy.push import Push
 
 LIMITS = CallLimits(max_items=6, max_tokens=200)
 
@@ -249,3 +250,14 @@ class TestPushes:
         assert weights_convert.swap_mode(policy_pb2.SWAP_MODE_DRAIN) is SwapMode.DRAIN
         with pytest.raises(InvalidInput, match="mode: is 77"):
             weights_convert.swap_mode(77)
+
+    def test_every_state_has_a_number_and_every_number_a_state(self):
+        numbers = set(weights_pb2.PushState.values()) - {weights_pb2.PUSH_STATE_UNSPECIFIED}
+        for state in PushState:
+            manifest = Manifest("r", 1, 2, (TensorSpec("a", "float32", (2,)),), "ab")
+            push = Push(manifest, received=3, state=state)
+            message = weights_convert.get_push_response(push)
+            assert (message.push_id, message.received_bytes, message.total_bytes) == (push.id, 3, 8)
+            assert message.expires_in_seconds == 0
+            numbers.remove(message.state)
+        assert not numbers

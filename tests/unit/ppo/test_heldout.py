@@ -5,6 +5,7 @@ import json
 import pytest
 
 from trainer.data import Context
+from trainer.disk import Disk
 from trainer.examples import PromptIds
 from trainer.ppo.heldout import HeldOut
 from trainer.ppo.roles import Roles, Scores
@@ -40,6 +41,7 @@ def make_heldout(make_world, tmp_path):
             {"j": judge},
             section,
             folder=tmp_path,
+            disk=Disk(0.0, tmp_path),
             seed=1,
             tokenizer_sha256="t",
         )
@@ -62,7 +64,9 @@ def test_it_is_due_on_its_steps_at_the_end_and_never_twice(make_heldout):
 def test_nothing_is_due_without_prompts(make_world, tmp_path):
     world = make_world()
     section = EvaluationSection()
-    heldout = HeldOut([], world.roles, {}, section, folder=tmp_path, seed=1, tokenizer_sha256="t")
+    heldout = HeldOut(
+        [], world.roles, {}, section, folder=tmp_path, disk=Disk(0.0, tmp_path), seed=1, tokenizer_sha256="t"
+    )
     assert not heldout.due(0, last=True)
 
 

@@ -19,7 +19,7 @@ from plaudit.clients.errors import (
 from trainer.errors import Stopped
 from trainer.ppo import patience
 from trainer.ppo.batches import batches
-from trainer.ppo.patience import Endpoint, Patience
+from trainer.ppo.patience import Away, Endpoint, Patience
 from trainer.ppo.remote import check_same_model
 from trainer.ppo.roles import RoleUnavailable, StaleWeights
 from trainer.stopping import StopSignal
@@ -103,6 +103,39 @@ def test_patience_ends_on_time_and_says_who_where_since_when_and_why(clock):
     assert str(caught.value).startswith("reward at host:5 (services.reward) has not answered since ")
     assert "(3 s): connection refused" in str(caught.value)
     assert isinstance(caught.value.__cause__, Unavailable)
+
+
+def test_who_is_waited_for_can_be_seen_meanwhile(clock):
+    patient, seen = Patience(60), []
+
+    def call():
+        seen.append([patient.waits_for(role) for role in ("reward", "reference")])
+        if len(seen) < 3:
+            raise Unavailable("loading")
+        return "answer"
+
+    assert patient.call(REWARD, call) == "answer"
+    assert seen == [[False, False], [True, False], [True, False]]
+    assert not patient.waits_for("reward")
+
+
+def test_an_answer_in_between_begins_the_wait_anew(clock):
+    patient, away = Patience(3), Away(REWARD, Unavailable("loading"))
+    with patient.wait() as waiting:
+        for _ in range(3):
+            waiting.pause(away)
+        assert patient.waits_for("reward")
+        waiting.renew()
+        assert not patient.waits_for("reward")
+        waiting.pause(away)
+    assert clock.pauses == pytest.approx([0.2, 0.4, 0.8, 0.2])
+
+
+def test_nobody_is_waited_for_once_patience_has_ended(clock):
+    patient = Patience(3)
+    with pytest.raises(RoleUnavailable):
+        patient.call(REWARD, failing(*[Unavailable("connection refused")] * 99))
+    assert not patient.waits_for("reward")
 
 
 def test_what_would_be_said_again_is_not_asked_again(clock):

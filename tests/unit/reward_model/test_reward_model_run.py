@@ -20,7 +20,7 @@ from trainer.config import RunOptions
 from trainer.data import Context, Ranking, read_demonstrations
 from trainer.errors import ConfigError, DataError, Stopped
 from trainer.examples import RankedExamples
-from trainer.metrics import read_lines
+from trainer.metrics_file import read_lines
 from trainer.reward_model import run as reward_model_run
 from trainer.reward_model.config import RewardModelConfig
 from trainer.reward_model.dataset import pair_format, separate_pad

@@ -139,6 +139,25 @@ async def test_room_is_waited_for():
     await asyncio.wait_for(waiting, 5)
 
 
+async def test_room_is_kept_for_what_is_made_ready():
+    """Before any work, so that what waits to be tokenised is bounded, too."""
+    run = Blocked()
+    shared = batcher(run, max_items=3)
+    with shared.reserve(2):
+        with pytest.raises(Overloaded, match="2 items of 0 tokens wait already"), shared.reserve(2):
+            pytest.fail("there is no room")
+        with pytest.raises(Overloaded):
+            shared.put([1, 2], [1, 1], Caller(), keys=[1, 2])
+        waiting = asyncio.create_task(shared.wait_for_room(2))
+        await settle()
+        assert not waiting.done()
+        shared.put([3], [1], Caller(), keys=[3])
+    with pytest.raises(Overloaded), shared.reserve(3):
+        pytest.fail("there is no room")
+    await asyncio.wait_for(waiting, 5)
+    run.opened.set()
+
+
 async def test_a_cancelled_caller_starts_nothing_more_and_frees_its_places():
     run = Blocked()
     shared = batcher(run, token_budget=4)

@@ -19,7 +19,8 @@ CODES = [
     (errors.Damaged("digest"), grpc.StatusCode.DATA_LOSS),
     (errors.Conflict("taken"), grpc.StatusCode.ABORTED),
     (errors.TooLate("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
-    (status.Unauthenticated("token"), grpc.StatusCode.UNAUTHENTICATED),
+    (errors.Unauthenticated("token"), grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDenied("scope"), grpc.StatusCode.PERMISSION_DENIED),
 ]
 
 

@@ -1,8 +1,19 @@
 """Addresses and options: what is refused, and with which words."""
 
+from pathlib import Path
+
 import pytest
 
-from services.rpc.options import OptionError, ServerOptions, is_loopback, join_address, parse_address
+from services.rpc.options import (
+    OptionError,
+    Security,
+    ServerOptions,
+    is_loopback,
+    join_address,
+    parse_address,
+)
+
+PEM = Path("any.pem")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +54,14 @@ def test_not_loopback(host):
         (ServerOptions(log_format="xml"), "--log-format is 'xml'; use text or json"),
         (ServerOptions(grace_s=-1), "--grace is -1; use 0"),
         (ServerOptions(token=" "), "PLAUDIT_TOKEN is set but empty"),
+        (ServerOptions(health_address="8081"), "--health-address is '8081'; use HOST:PORT"),
+        (ServerOptions(security=Security(PEM)), "--tls-key is missing; .* go together"),
+        (ServerOptions(security=Security(None, PEM)), "--tls-cert is missing; .* go together"),
+        (ServerOptions(security=Security(tls_client_ca=PEM)), "--tls-client-ca needs --tls-cert"),
+        (
+            ServerOptions("0.0.0.0:0", "9100", security=Security(PEM, PEM)),
+            "^--metrics-address is '9100'; use HOST:PORT",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(options, words):
@@ -53,6 +72,8 @@ def test_what_cannot_work_is_refused(options, words):
 def test_insecure_and_loopback_pass():
     ServerOptions(address="0.0.0.0:0", metrics_address="0.0.0.0:0", insecure=True).check()
     ServerOptions(metrics_address="localhost:0", token="t").check()
+    plain = {"health_address": "0.0.0.0:0", "metrics_address": "0.0.0.0:0"}
+    ServerOptions("0.0.0.0:0", **plain, security=Security(PEM, PEM, PEM)).check()
 
 
 def test_the_token_is_not_in_the_options_repr():

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer import checkpoints
 from trainer.config import RunOptions
 from trainer.errors import ConfigError, DataError, NotFinite, Stopped
-from trainer.metrics import read_lines
+from trainer.metrics_file import read_lines
 from trainer.optimisation import TrainedModel
 from trainer.sft import run as stage
 from trainer.sft.config import SFTConfig
@@ -213,7 +213,7 @@ def test_changed_data_is_refused_on_resume(make_config: MakeConfig):
     (config.run.folder / "evaluation.json").unlink()
     with config.data.train.open("a") as file:
         file.write('\n{"prompt": "a", "completion": " b"}\n')
-    with pytest.raises(ConfigError, match=r"data\.train: its content has changed"):
+    with pytest.raises(ConfigError, match=r"data\.train \(.*train\.jsonl\): sha256 .* → sha256"):
         run(config, RunOptions(resume=True))
 
 

@@ -18,7 +18,7 @@ from test_trainer_loop import Stage
 from trainer import trackers
 from trainer.config import RunSection, Section, TrackerName, load_config, render_toml
 from trainer.errors import ConfigError, Stopped, TrainerError
-from trainer.metrics import read_lines
+from trainer.metrics_file import read_lines
 from trainer.trackers import Row, Tracked, Trackers
 
 ROWS: list[Row] = [

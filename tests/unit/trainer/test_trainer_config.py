@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trainer.config import ModelSection, RunSection, Section, key_names, load_config, render_toml
 from trainer.errors import ConfigError
-from trainer.identity import config_digest, identity, refuse_changes
+from trainer.identity import Change, config_changes, config_digest, digest_changes, identity, refuse_changes
 from trainer.ppo.config import CriticSection, PPOSection
 from trainer.reward_model.config import RewardModelConfig
 from trainer.sft.config import SFTConfig
@@ -212,17 +212,37 @@ def test_identity_changes_with_what_changes_losses(file: Path):
     assert config_digest(one) != config_digest(other)
 
 
-def test_changes_since_the_checkpoint_are_named(file: Path):
+def test_changes_since_the_checkpoint_are_shown(file: Path):
     saved = identity(load_config(Whole, file, environ={}))
     changed = load_config(Whole, file, ["ppo.learning_rate=1e-3", "run.seed=1", "run.threads=7"], {})
+    rate, seed = config_changes(changed, saved)
+    assert str(rate) == "ppo.learning_rate: 5e-06 when it was saved → 0.001 now"
+    assert (seed.key, seed.saved, seed.now) == ("run.seed", 0, 1)
+    assert config_changes(load_config(Whole, file, environ={}), saved) == []
+
+
+def test_changes_of_content_name_what_holds_it(file: Path):
+    config = load_config(Whole, file, environ={})
+    saved = {"config": "c", "model.path": "1" * 64, "data.prompts": "2" * 64, "tokenizer": "3" * 64}
+    now = {"model.path": "4" * 64, "tokenizer": "3" * 64}
+    gone, model = digest_changes(config, now, saved)
+    assert str(gone) == "data.prompts: sha256 222222222222… when it was saved → null now"
+    assert str(model) == (
+        f"model.path ({config.model.path}): sha256 111111111111… when it was saved → sha256 444444444444… now"
+    )
+
+
+def test_only_what_is_named_is_accepted(caplog: pytest.LogCaptureFixture):
+    changes = [Change("ppo.kl_coef", 0.02, 0.5), Change("data.prompts", "a", "b", "prompts.jsonl")]
     with pytest.raises(ConfigError) as caught:
-        refuse_changes(changed, saved)
-    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
-        "ppo.learning_rate",
-        "run.seed",
-    ]
-    assert "was made with 5e-06, not 0.001" in caught.value.problems[0]
-    refuse_changes(load_config(Whole, file, environ={}), saved)
+        refuse_changes(changes, ["data.prompts", "ppo"])
+    told, advice = caught.value.problems
+    assert told == "ppo.kl_coef: 0.02 when it was saved → 0.5 now"
+    assert advice.endswith("--accept-changes data.prompts,ppo,ppo.kl_coef")
+    assert caplog.text == ""
+    refuse_changes(changes, ["data.prompts", "ppo.kl_coef"])
+    assert "accepted: ppo.kl_coef: 0.02 when it was saved → 0.5 now" in caplog.text
+    assert "accepted: data.prompts (prompts.jsonl): " in caplog.text
 
 
 def test_error_texts_name_their_source():

@@ -1,69 +1,17 @@
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from counting_stage import DIGESTS, Config, Counter, Stage, saved
 
-from trainer import checkpoints
-from trainer.config import RunOptions, RunSection, Section
+from trainer.config import RunOptions, RunSection
 from trainer.errors import CheckpointError, ConfigError, NotFinite, Stopped
-from trainer.loop import LOOP, Loop, Run, StepResult, open_run
-from trainer.metrics import read_lines
+from trainer.loop import Loop, open_run
+from trainer.metrics_file import read_lines
 from trainer.outputs import export_model, read_json, replace_folder, write_json
 from trainer.stopping import StopSignal
-
-
-class Config(Section):
-    run: RunSection
-    rate: float = 1.0
-
-
-class Counter:
-    """State that a step changes."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
-
-class Stage:
-    """A stage whose loss is the number of the step."""
-
-    def __init__(
-        self, folder: Path, total: int = 6, resume: bool = False, rate: float = 1.0, **run: Any
-    ) -> None:
-        section = RunSection(name="r", directory=folder, **({"checkpoint_every": 2} | run))
-        self.config = Config(run=section, rate=rate)
-        self.opened: Run = open_run(self.config, section, RunOptions(resume=resume))
-        self.counter = Counter()
-        self.stop_after = 0
-        self.skip: set[int] = set()
-        self.loop = Loop("sft", self.opened, total, {"counter": self.counter}, {"data.train": "digest"})
-
-    def run(self) -> None:
-        self.loop.run(self.take_step, self.after_step, {"train/loss": "loss"})
-
-    def take_step(self, step: int) -> StepResult:
-        assert step == self.counter.value
-        self.counter.value += 1
-        return StepResult({"train/loss": float(step)}, skipped=step in self.skip, tokens=10)
-
-    def after_step(self, done: int) -> Mapping[str, float]:
-        if done == self.stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return {"validation/loss": 1.0} if done % 3 == 0 else {}
-
-
-def saved(folder: Path) -> list[int]:
-    return sorted(checkpoints.step_of(path) for path in (folder / "r" / "checkpoints").iterdir())
 
 
 def test_all_steps_are_taken_logged_and_kept(tmp_path: Path):
@@ -105,16 +53,6 @@ def test_without_interval_only_the_end_is_kept(tmp_path: Path):
     assert saved(tmp_path) == [6]
 
 
-def test_resume_goes_on_behind_the_newest_whole_checkpoint(tmp_path: Path):
-    Stage(tmp_path, keep_checkpoints=5).run()
-    (tmp_path / "r" / "checkpoints" / "step-00000006" / "counter.json").unlink()
-    stage = Stage(tmp_path, resume=True, keep_checkpoints=5)
-    assert stage.loop.step == 4
-    stage.run()
-    assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert saved(tmp_path) == [2, 4, 6]
-
-
 def test_resume_with_nothing_to_resume_starts(tmp_path: Path):
     stage = Stage(tmp_path, resume=True)
     assert stage.opened.checkpoint is None
@@ -145,36 +83,11 @@ def test_a_dry_run_may_look_at_anything(tmp_path: Path):
     assert not (tmp_path / "other").exists()
 
 
-def test_another_configuration_is_not_the_same_run(tmp_path: Path):
-    Stage(tmp_path).run()
-    with pytest.raises(ConfigError, match=r"rate: the checkpoint was made with 1\.0, not 2\.0"):
-        Stage(tmp_path, resume=True, rate=2.0)
-    Stage(tmp_path, resume=True, checkpoint_every=1)
-
-
-def test_other_data_is_not_the_same_run(tmp_path: Path):
-    stage = Stage(tmp_path)
-    stage.run()
-    opened = Stage(tmp_path, resume=True).opened
-    with pytest.raises(ConfigError, match=r"data\.train: its content has changed since step-00000006"):
-        Loop("sft", opened, 6, {"counter": Counter()}, {"data.train": "other"})
-
-
 def test_a_part_that_the_checkpoint_lacks_is_an_error(tmp_path: Path):
     Stage(tmp_path).run()
     opened = Stage(tmp_path, resume=True).opened
     with pytest.raises(CheckpointError, match="lacks the part ema"):
-        Loop("sft", opened, 6, {"counter": Counter(), "ema": Counter()}, {})
-
-
-def test_the_checkpoint_says_what_it_was_made_from(tmp_path: Path):
-    Stage(tmp_path).run()
-    path = checkpoints.latest_whole(tmp_path / "r" / "checkpoints")
-    assert path is not None
-    digests = checkpoints.read_manifest(path)["digests"]
-    assert digests["data.train"] == "digest"
-    assert len(digests["config"]) == 64
-    assert checkpoints.load_part(path, LOOP)["config"]["rate"] == 1.0
+        Loop("sft", opened, 6, {"counter": Counter(), "ema": Counter()}, DIGESTS)
 
 
 def test_three_skipped_steps_in_a_row_end_the_run(tmp_path: Path):

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.metrics import TABLES, RunMetrics, Stage, prometheus_name, read_lines
+from trainer.metrics import TABLES, RunMetrics, Stage, prometheus_name
+from trainer.metrics_file import read_lines
 
 
 def exported(metrics: RunMetrics, name: str) -> float | None:
@@ -25,6 +26,16 @@ def test_a_step_goes_to_prometheus_and_to_the_file(tmp_path: Path):
     assert line["objective/kl"] == 4.25
     assert line["lr"] == 1e-5
     assert exported(metrics, "plaudit_ppo_last_step_timestamp_seconds") == line["time"]
+
+
+def test_what_changes_by_itself_is_looked_at_when_it_is_asked_for(tmp_path: Path):
+    with RunMetrics("ppo", tmp_path) as metrics:
+        assert exported(metrics, "plaudit_ppo_waiting_reward") == 0
+        away = ["reward"]
+        metrics.watch("waiting/reward", lambda: float("reward" in away))
+        assert exported(metrics, "plaudit_ppo_waiting_reward") == 1
+        away.clear()
+        assert exported(metrics, "plaudit_ppo_waiting_reward") == 0
 
 
 def test_lines_are_flushed_as_they_come(tmp_path: Path):

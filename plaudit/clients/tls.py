@@ -1,0 +1,138 @@
+"""TLS of clients: whom they trust, and the certificate by which they show who they are."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
+
+import grpc
+
+from plaudit.clients.errors import InvalidArgument
+
+ChannelT = TypeVar("ChannelT")
+File: TypeAlias = str | os.PathLike[str]
+
+CHECK_S = 10.0
+"""How often the files are looked at while calls are made."""
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files."""
+
+    ca: Path
+    """The CAs of which the server must have a certificate."""
+    cert: Path | None
+    key: Path | None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What is in the files now. Raises InvalidArgument if they can't be used."""
+        self._check()
+        ca, cert, key = self.read()
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def read(self) -> tuple[bytes, bytes | None, bytes | None]:
+        """CA, certificate and key. Raises InvalidArgument."""
+        return _read("tls_ca", self.ca), _read_if("tls_cert", self.cert), _read_if("tls_key", self.key)
+
+    def _check(self) -> None:
+        """gRPC itself would say only that no connection can be made."""
+        import ssl  # takes 10 ms that most clients can do without
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(self.ca)
+        except (OSError, ValueError) as error:
+            raise InvalidArgument.at("tls_ca", f"{self.ca} should be certificates in PEM: {error}") from None
+        if self.cert is None or self.key is None:
+            return
+        try:
+            context.load_cert_chain(self.cert, self.key, password="")  # not asked for at a terminal
+        except (OSError, ValueError) as error:
+            text = f"{self.cert} and {self.key} should be a certificate and its key in PEM: {error}"
+            raise InvalidArgument.at("tls_cert", text) from None
+
+
+def tls_files(ca: File | None, cert: File | None, key: File | None) -> TlsFiles | None:
+    """The files given, else those of the environment; None for plaintext. Raises InvalidArgument.
+
+    A certificate of the environment is ignored without a CA: it may be that of a server in this process.
+    """
+    asked = ca is not None or cert is not None or key is not None
+    ca, cert, key = (
+        given if given is not None else os.environ.get(f"PLAUDIT_TLS_{name}") or None
+        for name, given in (("CA", ca), ("CERT", cert), ("KEY", key))
+    )
+    if ca is None:
+        if asked:
+            raise InvalidArgument.at("tls_ca", "is missing; say whom to trust (PLAUDIT_TLS_CA)")
+        return None
+    if (cert is None) is not (key is None):
+        missing = "tls_key" if key is None else "tls_cert"
+        raise InvalidArgument.at(missing, "is missing; tls_cert and tls_key go together")
+    return TlsFiles(Path(ca), Path(cert) if cert else None, Path(key) if key else None)
+
+
+class Channels(Generic[ChannelT]):
+    """Channels that are opened by the first call, and anew when the files have changed.
+
+    Those from before stay open until the files change again, for the calls on them. Files that can't be
+    used leave things as they are. Safe to use from many threads.
+    """
+
+    def __init__(
+        self,
+        files: TlsFiles | None,
+        open_all: Callable[[grpc.ChannelCredentials | None], list[ChannelT]],
+        close: Callable[[ChannelT], object],
+    ) -> None:
+        self._files = files
+        self._open_all = open_all
+        self._close = close
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._checked = 0.0
+        self._now: list[ChannelT] = []
+        self._before: list[ChannelT] = []
+
+    def now(self) -> list[ChannelT]:
+        """Those for calls that begin now. Raises InvalidArgument for files that can't be used at first."""
+        if self._now and (self._files is None or time.monotonic() < self._checked + CHECK_S):
+            return self._now
+        with self._lock:
+            self._refresh()
+        return self._now
+
+    def every(self) -> list[ChannelT]:
+        """Those that are open."""
+        return [*self._before, *self._now]
+
+    def _refresh(self) -> None:
+        self._checked = time.monotonic()
+        if self._files is None:
+            self._now = self._now or self._open_all(None)
+            return
+        try:
+            found = self._files.read()
+            if found != self._seen:
+                opened = self._open_all(self._files.credentials())
+                for channel in self._before:
+                    self._close(channel)
+                self._before, self._now, self._seen = self._now, opened, found
+        except InvalidArgument:
+            if not self._now:
+                raise
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument.at(name, f"{path} can't be read: {error.strerror}") from None
+
+
+def _read_if(name: str, path: Path | None) -> bytes | None:
+    return None if path is None else _read(name, path)

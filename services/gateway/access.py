@@ -1,0 +1,122 @@
+"""Who may ask the gateway, where it asks: a path needs a scope, and what has none isn't there.
+
+Without a tokens file none of this stands in the way, and the reward service sees its callers' own tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.errors import Overloaded, PermissionDenied, Unauthenticated
+from services.gateway.metrics import HttpMetrics
+from services.gateway.problems import ProblemError
+from services.gateway.upstream import on_behalf
+from services.rpc.access import Admission, Shown
+from services.rpc.quotas import Quotas
+from services.rpc.scopes import OPEN
+from services.rpc.tokens import Identity, Tokens, identity
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+ROUTES = {
+    **dict.fromkeys(HEALTH, OPEN),
+    "/v1/score": "score",
+    "/v1/rank": "score",
+    "/v1/compare": "score",
+    "/v1/models": "score",
+    "/v1/rerank": "score",
+    "/v2/rerank": "score",
+    "/rerank": "score",
+    "/get_reward": "score",
+    "/score": "score",
+    "/pooling": "score",
+    "/metrics": "admin",
+    "/openapi.json": "admin",
+    "/docs": "admin",
+    "/docs/oauth2-redirect": "admin",
+}
+"""The scope of each path, whatever the method."""
+CERTIFICATE = "plaudit.certificate"
+"""Where a request's ASGI state has the names in its caller's certificate."""
+
+
+class HttpAccess:
+    """Turns away who may not ask, counts quotas, and asks on behalf of who may."""
+
+    def __init__(
+        self, app: ASGIApp, tokens: Callable[[], Tokens], metrics: HttpMetrics, authorization: str
+    ) -> None:
+        """`tokens` tells who may ask now; `authorization` is the gateway's own, for the reward service."""
+        self._app = app
+        self._admission = Admission(tokens, metrics)
+        self._quotas = Quotas(metrics)
+        self._authorization = authorization
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ProblemError before anything of the body is read."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        on_behalf.set(replace(on_behalf.get(), authorization=self._authorization))
+        try:
+            if ROUTES.get(scope["path"]) != OPEN:
+                self._admit(scope)
+            with self._quotas.counted():
+                await self._app(scope, receive, send)
+        except (Unauthenticated, PermissionDenied, Overloaded) as refused:
+            raise _problem(refused) from None
+
+    def _admit(self, scope: Scope) -> None:
+        shown, needed = _shown(scope), ROUTES.get(scope["path"])
+        self._admission.listen_to(shown)
+        caller = self._admission.identify(shown)
+        if needed is None:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "NOT_FOUND", "Not Found; /docs lists what there is")
+        self._admission.check_scope(shown, caller, needed)
+        self._admission.remember(shown)
+        identity.set(caller)
+        on_behalf.set(replace(on_behalf.get(), caller=_name(caller, Headers(scope=scope))))
+
+
+class HealthAlone:
+    """Of an application, its health and nothing else: for a port without TLS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 404 to the rest."""
+        known = scope["type"] == "http" and scope["path"] in HEALTH
+        await (self._app if known else PlainTextResponse("Not Found", 404))(scope, receive, send)
+
+
+def _name(caller: Identity, headers: Headers) -> str:
+    """By which the caller takes turns on a busy model: what it tells apart is within its own name."""
+    told = headers.get("x-plaudit-caller")
+    return f"{caller.name}/{told}" if told else caller.name
+
+
+def _shown(scope: Scope) -> Shown:
+    host, port = scope.get("client") or ("unknown", 0)
+    path = scope["raw_path"].decode("ascii", "replace")  # what is in it can't end a log line
+    authorization = Headers(scope=scope).get("authorization")
+    names = scope.get("state", {}).get(CERTIFICATE, ())
+    return Shown(f"{scope['method']} {path}", f"{host}:{port}", host, authorization, names)
+
+
+def _problem(refused: Unauthenticated | PermissionDenied | Overloaded) -> ProblemError:
+    match refused:
+        case Unauthenticated():
+            return ProblemError(HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", str(refused))
+        case PermissionDenied():
+            return ProblemError(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", str(refused))
+        case _:
+            return ProblemError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "RESOURCE_EXHAUSTED",
+                str(refused),
+                retry_after=refused.retry_after,
+            )

@@ -1,0 +1,38 @@
+"""Options that every server's command line has, also the trainer's and the gateway's. Imports no gRPC."""
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+TlsCert: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", envvar="PLAUDIT_TLS_CERT", help="PEM of the server's certificate and chain."),
+]
+TlsKey: TypeAlias = Annotated[
+    Path | None, typer.Option("--tls-key", envvar="PLAUDIT_TLS_KEY", help="PEM of the certificate's key.")
+]
+TlsClientCa: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        envvar="PLAUDIT_TLS_CLIENT_CA",
+        help="PEM of the CAs of which every caller must have a certificate.",
+    ),
+]
+TokensFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokens",
+        metavar="FILE",
+        envvar="PLAUDIT_TOKENS",
+        help="TOML of who may call what; see docs/security.md.",
+    ),
+]
+Insecure: TypeAlias = Annotated[
+    bool,
+    typer.Option("--insecure", envvar="PLAUDIT_INSECURE", help="Allow plaintext beyond this machine."),
+]
+HealthAddress: TypeAlias = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a plaintext port for health alone; none without it.")
+]

@@ -1,0 +1,36 @@
+"""Which peers failed to show who they are too often of late."""
+
+import time
+from collections import OrderedDict
+
+from services.rpc.quotas import Bucket, Clock
+
+BURST = 100
+"""Failures that a peer may have at once: a whole team behind one address that hasn't heard of a new token."""
+PER_SECOND = 5.0
+"""And then so many a second."""
+MOST_PEERS = 4096
+"""Peers that are remembered; the one that failed longest ago is forgotten first."""
+
+
+class Failures:
+    """Counts failures by peer, in bounded memory."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._peers: OrderedDict[str, Bucket] = OrderedDict()
+
+    def wait(self, peer: str) -> float:
+        """Seconds until the peer is listened to again; 0 for now."""
+        bucket = self._peers.get(peer)
+        return 0.0 if bucket is None else bucket.wait(1)
+
+    def count(self, peer: str) -> None:
+        """The peer has failed."""
+        if peer not in self._peers:
+            self._peers[peer] = Bucket(PER_SECOND, self._clock, BURST)
+        self._peers.move_to_end(peer)
+        if not self.wait(peer):
+            self._peers[peer].take(1)
+        if len(self._peers) > MOST_PEERS:
+            self._peers.popitem(last=False)

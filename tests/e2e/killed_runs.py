@@ -1,0 +1,254 @@
+"""PPO runs whose processes are killed and started again.
+
+Each process is `python -m MODULE …`, forked from one that has imported torch: it is up in a fraction of a
+second, and has an id, a memory and an end of its own.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+
+from trainer import checkpoints
+from trainer.metrics_file import FILE_NAME, read_lines
+from trainer.ppo import products
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([
+    "trainer.ppo.run", "matplotlib.figure", "transformers.models.llama.modeling_llama",
+    "services.policy.service", "services.policy.model", "services.policy.engine", "services.policy.weights",
+    "services.reference.service", "services.reference.engine", "services.reward.service",
+    "services.reward.models", "services.reward.engine",
+])  # fmt: skip
+LONGEST_S = 60.0
+POLL_S = 0.01
+PROMPTS = ["the film", "a dull", "what a", "not worth", "the story", "lifeless", "seeing", "good"]
+TRAINER, POLICIES = "trainer", ("policy-0", "policy-1")
+CLOCK = ("push_bytes", "time", "eps", "seconds_per_step", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class Death:
+    """SIGKILL by its own hand, right before the `call`-th call of `function`: "module:Class.name" or so."""
+
+    function: str
+    call: int = 1
+
+    def arm(self) -> None:
+        module, _, path = self.function.partition(":")
+        owner = import_module(module)
+        *classes, name = path.split(".")
+        for each in classes:
+            owner = getattr(owner, each)
+        function, calls = getattr(owner, name), []
+
+        @wraps(function)
+        def die(*arguments, **options):
+            calls.append(name)
+            if len(calls) == self.call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        setattr(owner, name, die)
+
+
+def become(module: str, arguments: list[str], log: Path, death: Death | None) -> None:
+    """Turns a forked process into `python -m module arguments`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    products.build_report = lambda *_, **__: None  # its curves take two seconds to draw
+    if death:
+        death.arm()
+    sys.argv = [module, *arguments, "--exit-with-parent", str(os.getppid())]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Command:
+    """One of the run's processes, which can be killed and started again."""
+
+    def __init__(self, module: str, arguments: list[str], log: Path) -> None:
+        self.module, self.arguments, self.log = module, arguments, log
+        self._process = None
+
+    def start(self, death: Death | None = None) -> None:
+        self._process = FORKS.Process(target=become, args=(self.module, self.arguments, self.log, death))
+        self._process.start()
+
+    def start_if_dead(self) -> None:
+        if self._process is None or self._process.exitcode is not None:
+            self.start()
+
+    def ended(self, within: float) -> int | None:
+        """Its exit code; None if it still runs after so many seconds."""
+        self._process.join(within)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """At once, whatever it does; nothing if it wasn't started or has ended."""
+        if self._process:
+            self._process.kill()
+            self._process.join()
+
+    def last_words(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-15:])
+
+
+class ServiceCommand(Command):
+    """A service; it comes back at the address that it had."""
+
+    def __init__(self, kind: str, model: Path, log: Path) -> None:
+        options = ["--model", str(model), "--dtype", "float32", "--device", "cpu", "--threads", "1"]
+        super().__init__(f"services.{kind}", [*options, "--address", "127.0.0.1:0"], log)
+
+    def listen(self) -> str:
+        """HOST:PORT."""
+        end = time.monotonic() + LONGEST_S
+        while time.monotonic() < end:
+            for line in self.log.read_text().splitlines() if self.log.exists() else ():
+                if line.startswith("listening on "):
+                    self.arguments[-1] = line.split()[-1]
+                    return self.arguments[-1]
+            time.sleep(POLL_S)
+        raise TimeoutError(self.last_words())
+
+
+class Site:
+    """A policy with two replicas, a reward and a reference, and the runs that use them."""
+
+    def __init__(self, folder: Path, policy: Path, reward: Path) -> None:
+        self.folder = folder
+        models = {POLICIES[0]: policy, POLICIES[1]: policy, "reference": policy, "reward": reward}
+        self.services = {
+            name: ServiceCommand(name.partition("-")[0], model, folder / f"{name}.log")
+            for name, model in models.items()
+        }
+        for service in self.services.values():
+            service.start()
+        self._addresses = {name: service.listen() for name, service in self.services.items()}
+        text = "\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS)
+        for file in ("prompts", "heldout"):
+            (folder / f"{file}.jsonl").write_text(text)
+        at = {f"{name.replace('-', '_')}_at": address for name, address in self._addresses.items()}
+        config = CONFIG.format(folder=folder, policy=policy, reward=reward, longest=LONGEST_S, **at)
+        (folder / "ppo.toml").write_text(config)
+
+    def __enter__(self) -> "Site":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for service in self.services.values():
+            service.kill()
+
+    def run(
+        self,
+        name: str,
+        replicas: int,
+        kills: Sequence[tuple[str, float]] = (),
+        deaths: Sequence[Mapping[str, Death]] = (),
+    ) -> dict[str, str]:
+        """Runs to the end; gives `digest` of what is left.
+
+        `kills` are processes in their order, each with the seconds since the one before; `deaths` come by
+        themselves, round by round. Who has died is started again with the same command.
+        """
+        trainer = self._trainer(name, replicas)
+        processes = {**self.services, TRAINER: trainer}
+        try:
+            for victims in deaths:
+                self._die(processes, victims)
+            trainer.start_if_dead()
+            for victim, seconds in kills:
+                trainer.ended(seconds)
+                processes[victim].kill()
+                processes[victim].start()
+            code = trainer.ended(LONGEST_S)
+            assert code == 0, f"{code}: {trainer.last_words()}"
+        finally:
+            trainer.kill()
+        return digest(self.folder / name / "run")
+
+    def _die(self, processes: Mapping[str, Command], victims: Mapping[str, Death]) -> None:
+        """One round: whoever is to die starts anew, prepared for it; services start again afterwards."""
+        for victim, death in victims.items():
+            processes[victim].kill()
+            processes[victim].start(death)
+        processes[TRAINER].start_if_dead()
+        for victim in victims:
+            assert processes[victim].ended(LONGEST_S) == -signal.SIGKILL, processes[victim].last_words()
+        for victim in victims.keys() - {TRAINER}:
+            processes[victim].start()
+
+    def _trainer(self, name: str, replicas: int) -> Command:
+        """The command of a run, whose files go to `folder`/`name`/run."""
+        addresses = json.dumps([self._addresses[policy] for policy in POLICIES[:replicas]])
+        settings = ["--set", f"run.directory={self.folder / name}", "--set", f"services.policy={addresses}"]
+        arguments = ["ppo", str(self.folder / "ppo.toml"), "--resume", *settings]
+        return Command("trainer", arguments, self.folder / f"{name}.log")
+
+
+CONFIG = """
+[run]
+name = "run"
+seed = 5
+threads = 1
+checkpoint_every = 1
+[model]
+path = "{policy}"
+dtype = "float32"
+[critic]
+path = "{reward}"
+dtype = "float32"
+learning_rate = 1e-3
+[services]
+policy = ["{policy_0_at}"]
+reference = "{reference_at}"
+reward = "{reward_at}"
+connect_timeout = {longest}
+patience = {longest}
+[data]
+prompts = "{folder}/prompts.jsonl"
+[sampling]
+response_length = 6
+request_size = 3
+collect_size = 3
+[ppo]
+total_episodes = 24
+batch_size = 6
+num_mini_batches = 2
+num_ppo_epochs = 2
+learning_rate = 1e-3
+adap_kl_ctrl = true
+horizon = 50.0
+missing_eos = "none"
+ema_decay = 0.9
+[evaluation]
+prompts = "{folder}/heldout.jsonl"
+every = 2
+keep_best = true
+"""
+
+
+def digest(run: Path) -> dict[str, str]:
+    """What must be equal: weights that are shipped, all of the last checkpoint, evaluations, and metrics."""
+    newest = checkpoints.latest_whole(run / "checkpoints")
+    weights = [*run.glob("policy*/model.safetensors"), *run.glob("best/model.safetensors")]
+    files = [*weights, *run.glob("evaluations/*"), newest / "manifest.json"]
+    found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return found | {
+        "metrics.jsonl": json.dumps([_without_clock(line) for line in read_lines(run / FILE_NAME)])
+    }
+
+
+def _without_clock(line: Mapping[str, object]) -> dict[str, object]:
+    """Without what hangs on time, and on how many replicas are pushed to."""
+    return {name: value for name, value in line.items() if name not in CLOCK and not name.startswith("time/")}

@@ -1,0 +1,101 @@
+"""With TLS nothing asks for plaintext, everybody trusts the CA, and certificates have the right names."""
+
+import pytest
+from kubernetes_tools import run
+from manifests import COMPONENT, command, load, objects, of_kind, rendered, templates
+from test_k8s_chart import CHART, is_hook, template
+
+SECURE = ("production", "base+tls")
+
+
+@pytest.fixture(params=SECURE)
+def found(request):
+    return objects(request.param)
+
+
+def environment(container):
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
+def test_nothing_asks_for_plaintext_and_every_server_has_a_certificate(found):
+    for name, pod in templates(found):
+        (container,) = pod["spec"]["containers"]
+        assert "--insecure" not in command(container) and "PLAUDIT_INSECURE" not in environment(container)
+        assert {"--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key"} <= set(command(container)), name
+        assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in container["volumeMounts"]
+
+
+def test_without_tls_it_is_asked_for_by_name():
+    for name, pod in templates(objects("cpu")):
+        (container,) = pod["spec"]["containers"]
+        assert "--insecure" in command(container), name
+        is_trainer = pod["metadata"]["labels"][COMPONENT] == "trainer"
+        assert ("PLAUDIT_INSECURE" in environment(container)) is is_trainer, "it alone sends a token"
+
+
+def test_who_calls_trusts_the_ca(found):
+    trusting = {
+        pod["metadata"]["labels"][COMPONENT]: environment(pod["spec"]["containers"][0]).get("PLAUDIT_TLS_CA")
+        for _, pod in templates(found)
+    }
+    callers = {"trainer", "gateway"}
+    assert {name for name, ca in trusting.items() if ca} == callers
+    assert {trusting[name] for name in callers} == {"/tls/ca.crt"}
+
+
+def test_the_certificate_has_the_name_of_every_service(found):
+    (certificate,) = (each["spec"] for each in of_kind(found, "Certificate") if "dnsNames" in each["spec"])
+    services = {each["metadata"]["name"] for each in of_kind(found, "Service")}
+    assert services | {f"{name}.plaudit.svc" for name in services} <= set(certificate["dnsNames"])
+    assert {"server auth", "client auth"} <= set(certificate["usages"])
+
+
+def test_issuers_are_there(found):
+    issuers = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "Issuer")}
+    certificates = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "Certificate")}
+    assert {each["issuerRef"]["name"] for each in certificates.values()} == issuers.keys()
+    authority = certificates["plaudit-ca"]
+    assert authority["isCA"] and issuers["plaudit-ca"]["ca"]["secretName"] == authority["secretName"]
+
+
+@pytest.mark.parametrize("component", ["token", "tokens"])
+def test_a_secret_is_shown_by_who_calls(component):
+    found = rendered("base", (component,))
+    shown = {
+        pod["metadata"]["labels"][COMPONENT]
+        for _, pod in templates(found)
+        if "PLAUDIT_TOKEN" in environment(pod["spec"]["containers"][0])
+    }
+    asked = {"policy", "reward", "reference", "trainer"}
+    assert shown == (asked if component == "token" else {"trainer", "gateway"})
+    for name, pod in templates(found):
+        reads = "--tokens=/tokens/tokens.toml" in command(pod["spec"]["containers"][0])
+        assert reads is (component == "tokens"), name
+
+
+@pytest.mark.parametrize(("values", "expected"), [("tls.enabled=true", True), ("tls.enabled=false", False)])
+def test_helm_test_speaks_what_the_services_speak(values, expected):
+    (pod,) = (each for each in template("--set", values) if is_hook(each) and each["kind"] == "Pod")
+    (container,) = pod["spec"]["containers"]
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    assert ("PLAUDIT_TLS_CA" in given) is expected and ("PLAUDIT_INSECURE" in given) is not expected
+    assert ("/tls" in {mount["mountPath"] for mount in container["volumeMounts"]}) is expected
+
+
+def test_an_issuer_of_ones_own_takes_the_place_of_the_ca():
+    own = "tls.enabled=true,tls.issuerRef.name=vault,tls.issuerRef.kind=ClusterIssuer"
+    found = template("--set", own)
+    (certificate,) = of_kind(found, "Certificate")
+    assert certificate["spec"]["issuerRef"] == {
+        "group": "cert-manager.io",
+        "kind": "ClusterIssuer",
+        "name": "vault",
+    }
+    assert not of_kind(found, "Issuer")
+
+
+def test_certificates_have_the_names_of_the_releases_namespace():
+    made = run("helm", "template", "p", CHART, "--namespace", "team-a", "--set", "tls.enabled=true")
+    (certificate,) = (each for each in of_kind(load(made), "Certificate") if "dnsNames" in each["spec"])
+    assert "plaudit-reward.team-a.svc" in certificate["spec"]["dnsNames"]
+    assert not any("plaudit.svc" in name for name in certificate["spec"]["dnsNames"])
