@@ -80,6 +80,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(toy, files):
     with subprocess.Popen(
         [*command, "score", path, "--address", toy.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
+        try:
+            assert process.stdout.readline()
+            process.stdout.close()
+            _, errors = process.communicate(timeout=60)
+            assert errors == b""
+        finally:
+            process.kill()
