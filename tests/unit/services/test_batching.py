@@ -373,7 +373,7 @@ async def test_the_time_in_the_queue_and_in_the_model_is_told():
     shared = batcher(slow, token_budget=4)
     first, second = shared.put(["a", "b"], [4, 4], Caller(), keys=["a", "b"])
     one, two = await first, await second
-    assert one.compute_seconds >= 0.01 <= two.compute_seconds
+    assert one.compute_seconds > 0.009 < two.compute_seconds  # a loop may wake a little early
     assert two.queue_seconds >= one.queue_seconds + one.compute_seconds * 0.99
 
 
