@@ -9,6 +9,7 @@ from typing import Any
 import prepare
 from stages import Stages
 
+from lm.placement import choose_placement
 from trainer.metrics_file import FILE_NAME, read_lines
 from trainer.outputs import read_json, write_json
 from trainer.progress import show_table
@@ -43,8 +44,6 @@ def write(stages: Stages) -> None:
 
 
 def _summary(stages: Stages) -> dict[str, Any]:
-    from lm.placement import choose_placement  # brings torch, which takes seconds
-
     folder = stages.folder
     run = read_json(folder / "run.json")
     evaluation = read_json(folder / "stages/evaluate/evaluation.json")

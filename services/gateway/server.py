@@ -21,11 +21,11 @@ from services.gateway.access import CERTIFICATE, HealthAlone
 from services.gateway.app import gateway_app
 from services.gateway.metrics import HttpMetrics
 from services.gateway.upstream import Upstream
+from services.rpc.guard import open_files
 from services.rpc.metrics import MetricsEndpoint
-from services.rpc.options import OptionError, Security, ServerOptions, join_address, parse_address
+from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
 from services.rpc.reloading import Reloading
-from services.rpc.tls import TlsFiles, newest_context, open_context, subject_names
-from services.rpc.tokens import Tokens, open_tokens
+from services.rpc.tls import newest_context, open_context, subject_names
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -40,7 +40,8 @@ class Gateway:
         """Listens already. Raises OptionError, and OSError where an address can't be had."""
         options.check()
         metrics = HttpMetrics()
-        self._tokens, self._certificate = _files(options.security, metrics)
+        # PLAUDIT_TOKEN is the gateway's own, and opens nothing here.
+        self._tokens, self._certificate = open_files(options.security, None, metrics, open_context)
         tokens, certificate = self._tokens, self._certificate
         app = gateway_app(
             _upstream(reward, options), metrics, None if tokens is None else lambda: tokens.value
@@ -174,20 +175,6 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
     print(f"listening on {gateway.address}", flush=True)
     await gateway.run_until_asked()
     return os.EX_OK
-
-
-def _files(
-    security: Security, metrics: HttpMetrics
-) -> tuple[Reloading[Tokens] | None, Reloading[ssl.SSLContext] | None]:
-    """Who may ask, and the certificate. Raises OptionError for files that can't be used."""
-    tokens, certificate = None, None
-    if security.tokens is not None:
-        tokens = open_tokens(security.tokens, None)  # PLAUDIT_TOKEN is the gateway's own, and opens nothing
-        tokens.on_read = metrics.files.labels("tokens").set
-    if security.tls_cert is not None and security.tls_key is not None:
-        certificate = open_context(TlsFiles(security.tls_cert, security.tls_key, security.tls_client_ca))
-        certificate.on_read = metrics.files.labels("tls").set
-    return tokens, certificate
 
 
 def _upstream(reward: Sequence[str], options: ServerOptions) -> Upstream:

@@ -15,8 +15,6 @@ from services.rpc.metrics import Queue
 
 MOST_VIOLATIONS = 8
 """Enough to see what is wrong with a batch."""
-LEAST_TEMPERATURE = 9.999999747378752e-05
-"""1e-4, as a float of 32 bits has it. Logits divided by less overflow; 0 is what is meant."""
 
 _FINISH_REASONS = {
     "eos": policy_pb2.FINISH_REASON_EOS,
@@ -154,8 +152,8 @@ def _sampling_violations(sampling: policy_pb2.SamplingParams, facts: ModelFacts)
     if sampling.max_new_tokens == 0:
         yield Violation("sampling.max_new_tokens", "is 0; use 1 or more")
     temperature, top_p = _temperature(sampling), _top_p(sampling)
-    if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
-        text = f"is {temperature:g}; use 0 for the likeliest token, or {LEAST_TEMPERATURE:g} or more"
+    if not (math.isfinite(temperature) and (temperature == 0 or temperature >= convert.LEAST_TEMPERATURE)):
+        text = f"is {temperature:g}; use 0 for the likeliest token, or {convert.LEAST_TEMPERATURE:g} or more"
         yield Violation("sampling.temperature", text)
     if not 0 < top_p <= 1:
         yield Violation("sampling.top_p", f"is {top_p:g}; use a number above 0 and at most 1")

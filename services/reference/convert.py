@@ -13,16 +13,14 @@ from services.rpc.metrics import Queue
 
 MOST_VIOLATIONS = 8
 """Enough to see what is wrong with a batch."""
-LEAST_TEMPERATURE = 9.999999747378752e-05
-"""1e-4, as a float of 32 bits has it. Logits divided by less overflow, and have no log-probabilities."""
 
 
 def items(request: reference_pb2.ComputeLogprobsRequest, facts: ModelFacts, limits: CallLimits) -> list[Item]:
     """The request's sequences. Raises InvalidInput with the first violations found."""
     _check_size(request, limits)
     temperature = request.temperature if request.HasField("temperature") else 1.0
-    if not (math.isfinite(temperature) and temperature >= LEAST_TEMPERATURE):
-        raise InvalidInput.at("temperature", f"is {temperature:g}; use {LEAST_TEMPERATURE:g} or more")
+    if not (math.isfinite(temperature) and temperature >= convert.LEAST_TEMPERATURE):
+        raise InvalidInput.at("temperature", f"is {temperature:g}; use {convert.LEAST_TEMPERATURE:g} or more")
     found = [Item(list(sequence.token_ids), sequence.start, temperature) for sequence in request.sequences]
     violations = list(islice(_violations(found, facts), MOST_VIOLATIONS))
     if violations:

@@ -137,12 +137,12 @@ class Access(CallInterceptor):
 
     def received(self, call: Call, request: object) -> None:
         """Looks again in a stream; the one message of other calls comes before `around`."""
-        if call.kind in ("client_stream", "bidi_stream"):
+        if call.asks_by_stream:
             self._look_again(call)
 
     def sent(self, call: Call) -> None:
         """Looks again in a stream."""
-        if call.kind in ("server_stream", "bidi_stream"):
+        if call.responds_by_stream:
             self._look_again(call)
 
     def _look_again(self, call: Call) -> None:

@@ -6,6 +6,8 @@ from services.rpc import status
 from services.rpc.metrics import Queue
 from services.rpc.options import MAX_MESSAGE_BYTES
 
+LEAST_TEMPERATURE = 9.999999747378752e-05
+"""1e-4, as a float of 32 bits has it. Logits divided by less overflow, and have no log-probabilities."""
 _DATA_TYPES = {
     "float64": types_pb2.DATA_TYPE_F64,
     "float32": types_pb2.DATA_TYPE_F32,

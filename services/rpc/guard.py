@@ -1,19 +1,20 @@
 """What stands between a server and those who call it: TLS, tokens, quotas, and the files behind them."""
 
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-import grpc
 from grpc import aio
 
 from services.rpc.access import Access, Admission
 from services.rpc.calls import CallInterceptor
-from services.rpc.metrics import ServerMetrics
+from services.rpc.metrics import SecurityMetrics, ServerMetrics
 from services.rpc.options import Security
 from services.rpc.quotas import Quotas
 from services.rpc.reloading import Reloading
 from services.rpc.tls import TlsFiles, open_certificate, server_credentials
 from services.rpc.tokens import Tokens, open_tokens
+
+Certificate = TypeVar("Certificate")
 
 
 class Guard:
@@ -22,16 +23,8 @@ class Guard:
     def __init__(self, security: Security, token: str | None, metrics: ServerMetrics) -> None:
         """`token` may do everything. Raises OptionError for files that can't be used."""
         self._metrics = metrics
-        self._tokens: Reloading[Tokens] | None = None
-        self._certificate: Reloading[grpc.ServerCertificateConfiguration] | None = None
         self._needs_client = security.tls_client_ca is not None
-        if security.tokens is not None or token is not None:
-            self._tokens = open_tokens(security.tokens, token)
-            self._tokens.on_read = metrics.files.labels("tokens").set
-        if security.tls_cert is not None and security.tls_key is not None:
-            files = TlsFiles(security.tls_cert, security.tls_key, security.tls_client_ca)
-            self._certificate = open_certificate(files)
-            self._certificate.on_read = metrics.files.labels("tls").set
+        self._tokens, self._certificate = open_files(security, token, metrics, open_certificate)
 
     @property
     def asks_who_calls(self) -> bool:
@@ -54,3 +47,23 @@ class Guard:
     def watches(self) -> list[Coroutine[Any, Any, None]]:
         """What keeps the files up to date, until cancelled."""
         return [file.watch() for file in (self._tokens, self._certificate) if file is not None]
+
+
+def open_files(
+    security: Security,
+    token: str | None,
+    metrics: SecurityMetrics,
+    open_tls: Callable[[TlsFiles], Reloading[Certificate]],
+) -> tuple[Reloading[Tokens] | None, Reloading[Certificate] | None]:
+    """Who may call, and the certificate, as far as they are asked for; `metrics` hear of changes.
+
+    `token` may do everything. Raises OptionError for files that can't be used.
+    """
+    tokens, certificate = None, None
+    if security.tokens is not None or token is not None:
+        tokens = open_tokens(security.tokens, token)
+        tokens.on_read = metrics.files.labels("tokens").set
+    if security.tls_cert is not None and security.tls_key is not None:
+        certificate = open_tls(TlsFiles(security.tls_cert, security.tls_key, security.tls_client_ca))
+        certificate.on_read = metrics.files.labels("tls").set
+    return tokens, certificate

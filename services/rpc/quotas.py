@@ -146,7 +146,9 @@ class Quotas(CallInterceptor):
             use.end()
 
     def _of(self, caller: Identity) -> Use:
-        use = self._uses.setdefault(caller.name, Use(caller.quota, self._metrics, self._clock))
+        use = self._uses.get(caller.name)
+        if use is None:
+            use = self._uses[caller.name] = Use(caller.quota, self._metrics, self._clock)
         if use.quota != caller.quota:
             use.renew(caller.quota)
         self._uses.move_to_end(caller.name)

@@ -1,8 +1,9 @@
-"""Either kind of client, for tests that hold for both."""
+"""Either kind of client, for tests that hold for both; and certificates."""
 
 import contextlib
 
 import pytest
+from certificates import Pems
 from either_client import Blocking
 
 
@@ -20,3 +21,16 @@ def connect(request):
             return stack.enter_context(client)
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory):
+    made = Pems(tmp_path_factory.mktemp("pems"))
+    made.write("server", "127.0.0.1", "localhost")
+    return made
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """Another CA, which the server doesn't know."""
+    return Pems(tmp_path_factory.mktemp("stranger"))

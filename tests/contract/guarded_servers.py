@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from plaudit.access import token_entry
+from plaudit.access import SCOPES, token_entry
 from plaudit.v1 import trainer_pb2_grpc
 from services.policy.service import policy_service
 from services.reference.service import reference_service
@@ -106,3 +106,19 @@ def wait_until(holds, seconds=20):
 
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC).date()
+
+
+def only(scope):
+    return f"only-{scope}"
+
+
+def all_but(scope):
+    return f"all-but-{scope}"
+
+
+ENTRIES = [
+    *(entry(only(scope), scope, name="right") for scope in SCOPES),
+    *(entry(all_but(scope), *(SCOPES.keys() - {scope}), name="wrong") for scope in SCOPES),
+    entry("old", *SCOPES, name="expired", expires=LONG_AGO),
+]
+"""A token for each scope, one for all but each, and one that has expired."""

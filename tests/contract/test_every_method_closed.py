@@ -3,7 +3,17 @@
 import grpc
 import pytest
 from grpc import aio
-from guarded_servers import LONG_AGO, SERVICES, call, entry, served, wait_until, write_tokens
+from guarded_servers import (
+    ENTRIES,
+    SERVICES,
+    all_but,
+    call,
+    entry,
+    only,
+    served,
+    wait_until,
+    write_tokens,
+)
 
 from plaudit.access import SCOPES
 from services.rpc import failures, reloading
@@ -26,21 +36,6 @@ EVERY = [
     for method in methods
 ]
 CLOSED = [each for each in EVERY if scope_of(*each.values[1:]) != OPEN]
-
-
-def only(scope):
-    return f"only-{scope}"
-
-
-def all_but(scope):
-    return f"all-but-{scope}"
-
-
-ENTRIES = [
-    *(entry(only(scope), scope, name="right") for scope in SCOPES),
-    *(entry(all_but(scope), *(SCOPES.keys() - {scope}), name="wrong") for scope in SCOPES),
-    entry("old", *SCOPES, name="expired", expires=LONG_AGO),
-]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 from gateway_server import client_of, options, wait_until
-from guarded_servers import LONG_AGO, entry, served, write_tokens
+from guarded_servers import ENTRIES, all_but, entry, only, served, write_tokens
 
 from plaudit.access import SCOPES
 from services.gateway.access import HEALTH, ROUTES
@@ -35,21 +35,6 @@ EVERY = [
 CLOSED = [each for each in EVERY if ROUTES.get(each[1]) != OPEN]
 ITEM = {"prompt": "the film is", "response": " good"}
 SCORE = {"items": [ITEM]}
-
-
-def only(scope):
-    return f"only-{scope}"
-
-
-def all_but(scope):
-    return f"all-but-{scope}"
-
-
-ENTRIES = [
-    *(entry(only(scope), scope, name="right") for scope in SCOPES),
-    *(entry(all_but(scope), *(SCOPES.keys() - {scope}), name="wrong") for scope in SCOPES),
-    entry("old", *SCOPES, name="expired", expires=LONG_AGO),
-]
 
 
 def guarded(tokens):

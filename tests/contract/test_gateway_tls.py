@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from certificates import SPIFFE, Pems, security, serial
 from gateway_server import gateway_in_background, options, wait_until
 from guarded_servers import certificate_entry, entry, served, write_tokens
-from test_tls import SPIFFE, Pems, security, serial
 
 from services.gateway.server import Gateway
 from services.reward.service import reward_service
@@ -20,19 +20,6 @@ from services.rpc.tls import TlsFiles, open_context
 NOWHERE = "127.0.0.1:1"
 SCORE = {"items": [{"prompt": "the film is", "response": " good"}]}
 ANY_PORT = "127.0.0.1:0"
-
-
-@pytest.fixture(scope="module")
-def pems(tmp_path_factory):
-    made = Pems(tmp_path_factory.mktemp("pems"))
-    made.write("server", "127.0.0.1", "localhost")
-    return made
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    """Another CA."""
-    return Pems(tmp_path_factory.mktemp("stranger"))
 
 
 def gateway_of(reward, of, **more):
