@@ -181,10 +181,7 @@ class Connection:
     def _lines(self) -> list[tuple[str, list[tuple[str, Any]]]]:
         """Target and options of each channel; a second one to the only address where calls are hedged."""
         every = [(target, channel_options(target, self._tls_name)) for target in self.targets]
-        if self._hedge_after is not None and len(every) == 1:
-            target, options = every[0]
-            every.append((target, [*options, ("grpc.use_local_subchannel_pool", 1)]))
-        return every
+        return every * 2 if self._hedge_after is not None and len(every) == 1 else every
 
     def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
         """The tries of one call that begins now."""
@@ -230,6 +227,9 @@ def channel_options(target: str, tls_name: str | None = None) -> list[tuple[str,
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.dns_min_time_between_resolutions_ms", 2_000),  # not 30 s: pods come and go
         ("grpc.max_reconnect_backoff_ms", 5_000),  # a service that comes up is seen within 5 s, not 2 min
+        # A connection of its own, not that of an older client of this process, which may have found nobody
+        # at the address and now wait for seconds before it looks again.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", int(not _is_loopback(target))),
     ]
 

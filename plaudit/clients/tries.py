@@ -10,6 +10,7 @@ import grpc
 
 from plaudit.clients.errors import (
     DeadlineExceeded,
+    Details,
     Overloaded,
     PlauditError,
     Unavailable,
@@ -64,11 +65,14 @@ class Tries(Iterator[Attempt]):
         self._replicas = replicas
         self._started = time.monotonic()
         self._made = 0
+        self._made_at = self._started
         self._full: list[Overloaded] = []
+        self._refusal: Overloaded | None = None
 
     def __next__(self) -> Attempt:
         attempt = self.attempts[self._made % len(self.attempts)]
         self._made += 1
+        self._made_at = time.monotonic()
         return attempt
 
     def rival_of(self, attempt: Attempt) -> Attempt:
@@ -84,12 +88,20 @@ class Tries(Iterator[Attempt]):
     def failure(
         self, attempt: Attempt, error: grpc.RpcError, is_connected: Callable[[], bool]
     ) -> PlauditError:
-        """What to raise unless pause_after says to go on."""
+        """What to raise unless pause_after says to go on.
+
+        If the deadline passes during a try after others that were refused, it is the refusal: whether a
+        full service is asked for a last time shortly before the deadline or not is chance.
+        """
         failure = from_rpc(error, attempt.where, is_connected, time.monotonic() - self._started)
         if isinstance(failure, Unavailable | DeadlineExceeded):
             self._replicas.failed(attempt.channel_index)
         else:
             self._replicas.answered(attempt.channel_index)
+        if isinstance(failure, DeadlineExceeded) and self._refusal is not None:
+            last = time.monotonic() - self._made_at
+            words = f"{self._refusal.reason}; asked again, no answer in the {last:.1f} s that were left"
+            return Overloaded(words, attempt.where, Details(retry_after=self._refusal.retry_after))
         return failure
 
     def answered(self, attempt: Attempt) -> None:
@@ -102,6 +114,7 @@ class Tries(Iterator[Attempt]):
             return None
         if isinstance(failure, Overloaded):
             self._full.append(failure)
+            self._refusal = failure
         if self._made % len(self.attempts):
             return 0.0  # another address may do it at once
         full, self._full = self._full, []

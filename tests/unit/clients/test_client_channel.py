@@ -270,6 +270,17 @@ def test_a_client_finds_its_service_again(serve_reward):
     assert len(again.heard) == 1
 
 
+def test_a_new_client_does_not_wait_as_an_older_one_does(serve_reward, score, unused_address):
+    """gRPC would share the older one's connection, which looks again only after seconds."""
+    with RewardClient(unused_address) as older:
+        deadline = time.monotonic() + 30
+        for _ in range(3):
+            with pytest.raises(Unreachable):
+                older.score([("the film", " is good")], timeout=deadline - time.monotonic())
+        serve_reward(SCORED, address=unused_address)
+        assert score(unused_address)[0].reward == 0.5
+
+
 def test_one_client_in_many_threads(serve_reward):
     server = serve_reward(SCORED)
     with RewardClient(server.address) as client, ThreadPoolExecutor(8) as pool:

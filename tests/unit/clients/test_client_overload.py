@@ -65,6 +65,17 @@ def test_the_deadline_ends_it(serve_reward, score):
     assert len(server.heard) > 1
 
 
+def test_the_deadline_ends_it_during_a_try(serve_reward, score):
+    def hang(request, context):
+        server.hang(request, context)
+
+    server = serve_reward(full(10), full(30), hang)
+    with pytest.raises(Overloaded, match=r"full; asked again, no answer in the 0\.\d s that were left") as caught:
+        score(server.address, timeout=1)
+    assert caught.value.retry_after == 0.03
+    assert len(server.heard) == 3
+
+
 def test_no_wait_for_what_the_deadline_forbids(serve_reward, score):
     server = serve_reward(full(60_000))
     with pytest.raises(Overloaded):
