@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_triton_is_told_every_row_that_is_wrong(server):
     assert "[2]" not in message
 
 
+def test_triton_gets_the_good_rows_if_it_asks_for_the_bad_ones_as_nan(server):
+    ((found, told),) = triton(server.address, "bad_rows_as_nan")
+    for name in ("reward", "raw_reward"):
+        assert [math.isnan(value) for value in found[name][2]] == [False, True, False, True, True]
+    assert [count > 0 for count in found["token_count"][2]] == [True, False, True, False, False]
+    assert sorted(told) == ["bad_rows[1]", "bad_rows[3]", "bad_rows[4]"]
+    assert told["bad_rows[1]"].startswith("inputs.response[1]: is empty")
+    assert told["bad_rows[3]"].startswith("inputs.response[3]: holds the special token")
+    assert told["bad_rows[4]"].startswith("inputs.*[4]: has ")
+
+
 def test_triton_is_told_what_is_wrong_with_a_call(server):
     (found,) = triton(server.address, "refusals")
     assert {name: tuple(told) for name, told in found.items()} == {
@@ -158,8 +170,8 @@ def test_triton_is_told_what_is_wrong_with_a_call(server):
         "shape": wrong("inputs.prompt.shape: is [1, 3]; send [N] or [N, 1] with N of at least 1"),
         "output": wrong(f"outputs[0].name: is 'score'; the outputs are {', '.join(OUTPUTS)}"),
         "classes": wrong("outputs[0].parameters.classification: isn't known; leave it out"),
-        "parameter": wrong("parameters.truncate: isn't known; the one there is is truncation"),
-        "priority": wrong("parameters.priority: isn't known; the one there is is truncation"),
+        "parameter": wrong("parameters.truncate: isn't known; those there are: truncation and bad_rows"),
+        "priority": wrong("parameters.priority: isn't known; those there are: truncation and bad_rows"),
         "nothing": wrong("inputs.prompt.shape: is [0]; send [N] or [N, 1] with N of at least 1"),
         "shared memory": wrong("inputs.prompt: is in shared memory, which isn't read; send the data"),
         "config": ("StatusCode.UNIMPLEMENTED", "Method not found!"),
@@ -179,10 +191,13 @@ def test_triton_and_our_client_live_in_one_process(server):
 
 def test_the_page_does_what_it_says(server):
     page = (Path(__file__).parents[2] / "docs/open-inference-protocol.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    block = block.replace("127.0.0.1:50052", server.address)
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=100)
-    assert re.fullmatch(r"\[\s*-?\d\S* +-?\d\S*\s*\]\n", done.stdout), done.stderr
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    script = "\n".join(blocks).replace("127.0.0.1:50052", server.address)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    both, one, reason = done.stdout.splitlines() or [done.stderr] * 3
+    assert re.fullmatch(r"\[\s*-?\d\S* +-?\d\S*\s*\]", both), both
+    assert re.fullmatch(r"\[\s*-?\d\S* +nan\s*\]", one), one
+    assert reason.startswith("inputs.response[1]: is empty")
 
 
 def test_our_copy_of_the_protocol_is_part_of_tritons(server):

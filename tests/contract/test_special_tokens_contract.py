@@ -63,8 +63,10 @@ def test_pairs_and_chats_are_scored(reward):
 
 
 def test_one_model_of_a_file_may_refuse(reward):
-    with pytest.raises(InvalidArgument, match=r"holds the special token '<\|end\|>'"):
+    with pytest.raises(InvalidArgument, match=r"holds the special token '<\|end\|>'") as refused:
         reward.score([("a", f"b{FORGED}")], model="refuses", all_or_nothing=True)
+    for way_out in ("messages", "token ids", "--special-tokens-in-text escape"):
+        assert way_out in refused.value.violations[0].description
 
 
 def test_the_default_refuses(tiny_policy):

@@ -114,8 +114,17 @@ def infer_truncated(client):
     ]
 
 
+BAD_ROWS = inputs(["a"] * 5, [" b", "", " c", "<|pad|>", "é" * 500])
+
+
 def bad_rows(client):
-    return refusal(client.infer, "reward", inputs(["a"] * 5, [" b", "", " c", "<|pad|>", "é" * 500]))
+    return refusal(client.infer, "reward", BAD_ROWS)
+
+
+def bad_rows_as_nan(client):
+    result = client.infer("reward", BAD_ROWS, parameters={"bad_rows": "nan"})
+    told = result.get_response().parameters
+    return [numbers(result), {name: each.string_param for name, each in told.items()}]
 
 
 def refusals(client):

@@ -87,11 +87,11 @@ def test_field_violations(serve_reward, score):
 
 
 def test_retry_after(serve_reward, score):
-    retry = rpc.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
+    retry = rpc.RetryInfo(retry_delay=Duration(seconds=60, nanos=500_000_000))
     server = serve_reward(refuse(Code.RESOURCE_EXHAUSTED, "the queue is full", retry, pushback_ms=ONCE))
-    error = failure(score, server.address, timeout=1.0)  # too little to come back
+    error = failure(score, server.address, timeout=30)  # too little to come back
     assert isinstance(error, Overloaded)
-    assert error.retry_after == 1.5
+    assert error.retry_after == 60.5
     assert len(server.heard) == 1
 
 
@@ -158,9 +158,9 @@ def test_nobody_there_while_waiting_for_one(score, unused_address):
 
 def test_slow_service(serve_reward, score):
     server = serve_reward(lambda request, context: server.hang(request, context))
-    error = failure(score, server.address, timeout=0.3)
+    error = failure(score, server.address, timeout=1.0)
     assert type(error) is DeadlineExceeded
-    assert "no answer within 0.3 s" in str(error)
+    assert "no answer within 1.0 s" in str(error)
     assert "timeout=" in str(error)
 
 

@@ -194,8 +194,8 @@ def test_no_more_than_the_window_is_read_ahead(serve_streams, streams, score_man
 
 def test_a_silent_service_is_sent_the_window_and_no_more(serve_streams, streams, score_many):
     server = serve_streams(streams.never_answer)
-    with pytest.raises(DeadlineExceeded, match=r"no result within 1\.0 s"):
-        next(score_many(server.address, pairs(1000), window=50, timeout=1))
+    with pytest.raises(DeadlineExceeded, match=r"no result within 2\.0 s"):
+        next(score_many(server.address, pairs(1000), window=50, timeout=2))
     assert streams.numbers(0) == list(range(50))
 
 
@@ -260,36 +260,36 @@ def test_async_items(serve_streams, streams):
 def test_a_slow_source_is_no_silent_service(serve_streams, streams):
     async def items():
         yield ("p", "0")
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.3)
         yield ("p", "1")
 
     async def run():
         async with AsyncRewardClient(serve_streams(streams.answer).address) as client:
-            return [result async for result in client.score_many(items(), timeout=0.3)]
+            return [result async for result in client.score_many(items(), timeout=1)]
 
     assert asyncio.run(run()) == expected(2)
 
 
 def test_a_slow_reader_is_no_silent_service(serve_streams, streams, score_many):
-    results = score_many(serve_streams(streams.answer).address, pairs(10), window=5, timeout=0.3)
+    results = score_many(serve_streams(streams.answer).address, pairs(10), window=5, timeout=1)
     first = next(results)
-    time.sleep(0.6)
+    time.sleep(1.3)
     assert [first, *results] == expected(10)
 
 
 def test_a_loop_that_has_no_time_is_no_silent_service(serve_streams, streams):
     async def run():
         async with AsyncRewardClient(serve_streams(streams.answer).address) as client:
-            results = client.score_many(pairs(10), window=1, timeout=0.5)
+            results = client.score_many(pairs(4), window=1, timeout=1)
             got = [await anext(results)]
-            for _ in range(9):
+            for _ in range(3):
                 following = asyncio.create_task(anext(results))
                 await asyncio.sleep(0.001)
-                time.sleep(0.6)  # noqa: ASYNC251  another task's fault
+                time.sleep(1.2)  # noqa: ASYNC251  another task's fault
                 got.append(await following)
             return got
 
-    assert asyncio.run(run()) == expected(10)
+    assert asyncio.run(run()) == expected(4)
 
 
 def test_many_at_once_in_one_loop(serve_streams, streams):
@@ -379,11 +379,11 @@ def test_a_result_makes_it_worth_going_on(serve_streams, streams, score_many, qu
 
 
 def test_the_wait_for_a_service_is_bounded_by_the_timeout(serve_streams, streams, score_many):
-    later = refuse(Code.RESOURCE_EXHAUSTED, "full", pushback_ms=700)
+    later = refuse(Code.RESOURCE_EXHAUSTED, "full", pushback_ms=60_000)
     server = serve_streams(streams.answer_then(0, later))
     with pytest.raises(Overloaded) as caught:
-        list(score_many(server.address, pairs(3), timeout=0.5))
-    assert caught.value.retry_after == 0.7
+        list(score_many(server.address, pairs(3), timeout=30))
+    assert caught.value.retry_after == 60
     assert len(streams.heard) == 1
 
 
