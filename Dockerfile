@@ -14,7 +14,7 @@ FROM tools AS build-gateway
 RUN python3 -m venv --without-pip /venv
 COPY pyproject.toml README.md LICENSE ./
 COPY plaudit plaudit
-RUN /tools/bin/pip --python /venv/bin/python install --no-cache-dir --quiet -c constraints.txt -e . --group gateway
+RUN /tools/bin/pip --python /venv/bin/python install --no-cache-dir --quiet -c constraints.txt -e . --group gateway --group traces
 RUN /tools/bin/cyclonedx-py environment --no-validate --output-reproducible -o sbom.cdx.json /venv/bin/python
 
 FROM tools AS build
@@ -43,7 +43,7 @@ LABEL org.opencontainers.image.title="plaudit-gateway" \
 COPY --from=build-gateway /venv /venv
 COPY --from=build-gateway /app/sbom.cdx.json ./
 COPY plaudit plaudit
-COPY services/__init__.py services/errors.py services/
+COPY services/__init__.py services/errors.py services/packages.py services/
 COPY services/rpc services/rpc
 COPY services/gateway services/gateway
 USER 10001:10001

@@ -99,6 +99,7 @@ protos-check: $(VENV)/dev.done
 $(VENV)/torch.done: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing packages into $(VENV), once; that takes minutes."
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet $(PINS) torch

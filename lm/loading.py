@@ -1,14 +1,12 @@
 """Loading and saving models in Hugging Face's formats, fit for their roles or not at all."""
 
-import json
+import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lm.errors import ModelLoadError
+from lm.folders import check_folder, first_line
 from lm.logprobs import check_logits
 from lm.placement import Placement
 from lm.rewards import is_decoder
@@ -28,27 +27,16 @@ from lm.tokenizer import PAIR_FORMATS
 # Our own one-line messages replace transformers' load reports and progress bars.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+# What the libraries still say goes the way of the process's own lines, as text or JSON, not past them.
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
+logging.getLogger("huggingface_hub").handlers.clear()
 
 _one_at_a_time = threading.Lock()
 """transformers builds a model on a process-wide default device: two loads at once break each other."""
 
-PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-"""Suffixes of weights that are Python pickles."""
-COUNTS = frozenset(
-    {
-        "num_hidden_layers",
-        "num_layers",
-        "n_layer",
-        "n_layers",
-        "encoder_layers",
-        "decoder_layers",
-        "num_labels",
-    }
-)
-"""Keys of config.json that make a model large before its weights are read."""
-MOST_LAYERS = 1000
-"""Of a model with fewer tensors than that; so many are built in seconds."""
-MOST_LABELS = 1 << 16
+SCORE = "score.weight"
+"""The head of a decoder's `AutoModelForSequenceClassification`."""
 UNLIMITED_CONTEXT = 1 << 20
 """Stands in where a configuration states no context length."""
 
@@ -93,6 +81,8 @@ def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
         raise ModelLoadError(
             f"{model_id}: weights lack {sorted(info['missing_keys'])[0]!r} and would be random"
         )
+    if SCORE in info["unexpected_keys"]:  # with tied embeddings nothing is missing, and it would serve
+        raise ModelLoadError(f"{model_id}: holds {SCORE!r}: this is a reward model, not a language model")
     tokenizer = load_tokenizer(model_id)
     _check_vocabulary(model_id, model, tokenizer)
     check_logits(model)
@@ -134,7 +124,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except Exception as error:  # whatever a file or hub can do wrong
-        raise ModelLoadError(f"{model_id}: no tokenizer: {_first_line(error)}") from error
+        raise ModelLoadError(f"{model_id}: no tokenizer: {first_line(error)}") from error
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -164,7 +154,7 @@ AutoKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
 def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrainedModel, dict[str, Any]]:
-    _check_folder(model_id)
+    check_folder(model_id)
     try:
         with _one_at_a_time:
             loaded: Any = kind.from_pretrained(
@@ -172,58 +162,13 @@ def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrain
                 trust_remote_code=False,
             )  # fmt: skip
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError, …
-        raise ModelLoadError(f"{model_id}: {_first_line(error)}") from error
+        nowhere = "" if Path(model_id).exists() else "no such folder, and from the hub: "
+        raise ModelLoadError(f"{model_id}: {nowhere}{first_line(error)}") from error
     model, info = loaded
     model = model.to(placement.device)
     dropout_off(model)
     model.requires_grad_(False)
     return model, info
-
-
-def _check_folder(model_id: str) -> None:
-    """What a folder holds, before anything is built of it; the hub's models have been looked at there."""
-    folder = Path(model_id)
-    if not folder.is_dir():
-        if folder.is_absolute() or model_id.startswith("."):
-            raise ModelLoadError(f"{model_id}: no such folder")
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{model_id}: no config.json in this folder; is it a Hugging Face model?")
-    if any(folder.glob("*.safetensors")):
-        _check_counts(model_id, folder)
-        return
-    for pickled in sorted(each.name for each in folder.iterdir() if each.suffix in PICKLED):
-        raise ModelLoadError(
-            f"{model_id}: no *.safetensors in this folder, and pickled weights are not read: {pickled} could "
-            "run any code; where you trust it, write the model again with save_pretrained"
-        )
-    raise ModelLoadError(f"{model_id}: no *.safetensors in this folder; were the weights copied?")
-
-
-def _check_counts(model_id: str, folder: Path) -> None:
-    """A configuration of a million layers would be built for hours, to find that the files hold ten."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = 0
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, "pt") as opened:
-                tensors += len(opened.keys())
-    except Exception as error:  # files that lie, or are none
-        raise ModelLoadError(f"{model_id}: {_first_line(error)}") from error
-    for key, count in _counts(config):
-        most = MOST_LABELS if key == "num_labels" else max(tensors, MOST_LAYERS)
-        if count > most:
-            raise ModelLoadError(
-                f"{model_id}: config.json says {key} = {count}, for {tensors} tensors at most {most}"
-            )
-
-
-def _counts(config: object) -> Iterator[tuple[str, int]]:
-    """Of layers and labels, which cost time and memory before any tensor is looked at."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if key in COUNTS and isinstance(value, int):
-            yield key, value
-        yield from _counts(value)
 
 
 def _check_vocabulary(model_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -283,10 +228,3 @@ def _padding_positions(model: PreTrainedModel) -> int:
         if name.endswith(".position_embeddings") and pad is not None:
             return int(pad) + 1
     return 0
-
-
-def _first_line(error: BaseException) -> str:
-    if "ignore_mismatched_sizes" in str(error):  # what transformers says of it is for its own callers
-        return "the shapes that config.json asks for aren't those of the weights"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

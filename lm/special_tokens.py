@@ -60,6 +60,10 @@ _control: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[object, ...], C
     WeakKeyDictionary()
 )
 """By tokenizer: to list its special tokens takes longer than to tokenise a line."""
+_WAYS_OUT = (
+    "remove it, or give a rendered chat as its messages or as token ids; a server that is started with "
+    "--special-tokens-in-text escape reads such tokens as plain text"
+)
 _escapes: WeakKeyDictionary[PreTrainedTokenizerBase, Escape] = WeakKeyDictionary()
 
 
@@ -80,7 +84,7 @@ def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, field: 
     """Raises InputError if `text` holds a special token and the tokenizer doesn't escape it."""
     found = None if tokenizer in _escapes else control_tokens(tokenizer).pattern.search(text)
     if found:
-        raise InputError(field, f"holds the special token {found[0]!r}; remove it, or send token ids")
+        raise InputError(field, f"holds the special token {found[0]!r}; {_WAYS_OUT}")
 
 
 def refuse_control_ids(
@@ -91,9 +95,7 @@ def refuse_control_ids(
     A last look, at what a tokenizer has made of a text: some look for special tokens in what they normalised.
     """
     if ids and sum(map(control_tokens(tokenizer).ids.__contains__, ids)) > allowed:
-        raise InputError(
-            field, "holds what the tokenizer reads as a special token; remove it, or send token ids"
-        )
+        raise InputError(field, f"holds what the tokenizer reads as a special token; {_WAYS_OUT}")
 
 
 def escape_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

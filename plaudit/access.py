@@ -38,10 +38,18 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def token_entry(name: str, token: str, scopes: Sequence[str], expires: date | None = None) -> str:
+def token_entry(
+    name: str,
+    token: str,
+    scopes: Sequence[str],
+    expires: date | None = None,
+    speaks_for_others: bool = False,
+) -> str:
     """The lines that a tokens file needs for a token."""
     lines = ["[[token]]", f"name = {json.dumps(name)}", f'sha256 = "{token_digest(token)}"']
     lines.append(f"scopes = {json.dumps(list(scopes))}")
     if expires is not None:
         lines.append(f"expires = {expires.isoformat()}")
+    if speaks_for_others:
+        lines.append("speaks_for_others = true")
     return "\n".join(lines) + "\n"

@@ -8,14 +8,13 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from services.errors import Overloaded
 from services.plans import neighbours, plan_batches
+from services.room import Room, Who, shares
 from services.turns import Entry, Turns
 
 Item = TypeVar("Item")
@@ -34,6 +33,8 @@ class CallLimits:
 
     max_items: int = 4096
     max_tokens: int = 1 << 20
+    max_bytes: int = 16 << 20
+    """Of the request's message: several times what so many tokens take, as text or as ids."""
 
 
 LIGHT_SHARE = 4
@@ -41,6 +42,13 @@ LIGHT_SHARE = 4
 own batch too, and filling that up with the other's items would double the wait."""
 WAITING_CALLS = 4
 """Calls of the largest size that may be in flight together."""
+
+
+def room_for(limits: CallLimits) -> Room:
+    """Of a queue whose calls have these limits."""
+    return Room(
+        WAITING_CALLS * limits.max_items, WAITING_CALLS * limits.max_tokens, WAITING_CALLS * limits.max_bytes
+    )
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class Caller:
     weight: float = 1.0
     deadline: float | None = None
     """`time.monotonic()` after which the items need not begin."""
+
+    @property
+    def who(self) -> Who:
+        """Whose turns they are."""
+        return self.name, self.weight
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,10 @@ class Ran:
 class Batcher(Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
-    The caller who has had least is served next, from its oldest item on; the batch is filled up with
-    items of about that length, whoever sent them, and for a light caller beside a bulk one not to the
-    brim. Items with the same key that are in flight together are computed once. All methods belong to one
-    event loop.
+    The caller who has had least is served next, and of its calls the one that has, from its oldest item on;
+    the batch is filled up with items of about that length, whoever sent them, and for a light caller beside
+    a bulk one not to the brim. Items with the same key that are in flight together are computed once. All
+    methods belong to one event loop.
     """
 
     def __init__(
@@ -88,42 +101,53 @@ class Batcher(Generic[Item, Result]):
         run_batch: RunBatch[Item, Result],
         *,
         token_budget: int,
-        max_items: int,
-        max_tokens: int,
+        room: Room,
         cache_items: int = 0,
     ) -> None:
-        """`max_items` and `max_tokens` bound what all callers together may have waiting or running.
+        """`room` bounds what all callers together may have waiting or running.
 
         `cache_items` results are kept by their key, the least recently used going first.
         """
+        self.room = room
         self._run_batch = run_batch
         self._token_budget = token_budget
-        self._max_items = max_items
-        self._max_tokens = max_tokens
         self._cache_items = cache_items
         self._cache: OrderedDict[Hashable, Result] = OrderedDict()
         self._turns: Turns[Item, Done[Result]] = Turns()
         self._by_key: dict[Hashable, Entry[Item, Done[Result]]] = {}
         self._numbers = itertools.count()
+        self._call = 0
+        """The call whose items are put now."""
         self._pump: asyncio.Task[None] | None = None
-        self._room = asyncio.Event()
-        self._reserved_items = 0
-        self.waiting_items = 0
-        self.waiting_tokens = 0
         self.on_batch: Callable[[Ran], None] = lambda ran: None
         """Hears of every batch that has run."""
         self.on_cache_hit: Callable[[], None] = lambda: None
         """Hears of every item whose result had been kept."""
 
+    @property
+    def waiting_items(self) -> int:
+        """Items that wait or run, or are made ready."""
+        return self.room.items
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens."""
+        return self.room.tokens
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that they came in."""
+        return self.room.bytes
+
     async def submit(
-        self, items: Sequence[Item], lengths: Sequence[int], caller: Caller | None = None
+        self, items: Sequence[Item], lengths: Sequence[int], caller: Caller | None = None, size: int = 0
     ) -> list[Result]:
         """Results in the order of `items`, in batches that hold nothing else.
 
         What else the service does then can't change a bit of them. When the caller is cancelled, its
         items that haven't begun never run. Raises Overloaded, TooLate, and what `run_batch` raises.
         """
-        futures = self.put(items, lengths, caller or Caller())
+        futures = self.put(items, lengths, caller or Caller(), size=size)
         try:
             return [done.value for done in await asyncio.gather(*futures)]
         finally:
@@ -136,18 +160,22 @@ class Batcher(Generic[Item, Result]):
         lengths: Sequence[int],
         caller: Caller,
         keys: Sequence[Hashable] | None = None,
+        size: int = 0,
     ) -> "list[asyncio.Future[Done[Result]]]":
-        """A future for each of `items`, whose token counts are `lengths`.
+        """A future for each of `items`, whose token counts are `lengths` and which came in `size` bytes.
 
         With `keys`, which stand for the items' content, they share batches with others; without, they
         are planned into batches of their own. A future that is cancelled takes its item out of the queue,
         unless another waits for it too. Raises Overloaded.
         """
-        self._admit(len(items), sum(lengths))
+        if not items:
+            return []
+        self.room.take(len(items), sum(lengths), size, caller.who)
+        self._call += 1
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Done[Result]]] = [loop.create_future() for _ in items]
-        for future, length in zip(futures, lengths, strict=True):
-            future.add_done_callback(partial(self._release, length))
+        for future, length, share in zip(futures, lengths, shares(size, len(items)), strict=True):
+            future.add_done_callback(partial(self._release, length, share, caller.who, len(items)))
         if keys is None:
             for batch in plan_batches(lengths, self._token_budget):
                 entries = [
@@ -160,26 +188,6 @@ class Batcher(Generic[Item, Result]):
         if self._turns and self._pump is None:
             self._pump = asyncio.create_task(self._run())
         return futures
-
-    @contextmanager
-    def reserve(self, items: int) -> Iterator[None]:
-        """Keeps room for items while they are made ready to be put. Raises Overloaded, before any work."""
-        self._check_room(items, 0)
-        self._reserved_items += items
-        try:
-            yield
-        finally:
-            self._reserved_items -= items
-            self._room.set()
-
-    async def wait_for_room(self, items: int) -> None:
-        """Returns when so many more items would be admitted."""
-        while (
-            self._reserved_items + self.waiting_items + items > self._max_items
-            or self.waiting_tokens >= self._max_tokens
-        ):
-            self._room.clear()
-            await self._room.wait()
 
     def _share(
         self, item: Item, length: int, key: Hashable, caller: Caller, future: "asyncio.Future[Done[Result]]"
@@ -201,7 +209,7 @@ class Batcher(Generic[Item, Result]):
     ) -> "Entry[Item, Done[Result]]":
         number = next(self._numbers)
         entry = Entry[Item, Done[Result]](
-            item, length, number, (caller.name, caller.weight), caller.deadline, time.perf_counter()
+            item, length, number, caller.who, self._call, caller.deadline, time.perf_counter()
         )
         self._wait(entry, future)
         return entry
@@ -235,9 +243,7 @@ class Batcher(Generic[Item, Result]):
             budget = self._token_budget
             if self._turns.is_light(budget):
                 budget //= LIGHT_SHARE
-            pool, anchor = self._turns.next_shared()
-            lengths = [entry.length for entry in pool]
-            batch = self._turns.take(neighbours(lengths, anchor, budget))
+            batch = self._turns.take(neighbours(*self._turns.next_shared(), budget))
         now = time.monotonic()
         for entry in batch:
             if entry.expire(now):
@@ -275,20 +281,10 @@ class Batcher(Generic[Item, Result]):
             if len(self._cache) > self._cache_items:
                 self._cache.popitem(last=False)
 
-    def _check_room(self, items: int, tokens: int) -> None:
-        waiting = self._reserved_items + self.waiting_items
-        if waiting + items > self._max_items or self.waiting_tokens + tokens > self._max_tokens:
-            raise Overloaded(f"{waiting} items of {self.waiting_tokens} tokens wait already; try again later")
-
-    def _admit(self, items: int, tokens: int) -> None:
-        self._check_room(items, tokens)
-        self.waiting_items += items
-        self.waiting_tokens += tokens
-
-    def _release(self, length: int, _: object) -> None:
-        self.waiting_items -= 1
-        self.waiting_tokens -= length
-        self._room.set()
+    def _release(
+        self, length: int, size: int, who: Who, of: int, future: "asyncio.Future[Done[Result]]"
+    ) -> None:
+        self.room.release(1, length, size, who, of=of, answered=not future.cancelled())
 
 
 def _later(one: float | None, other: float | None) -> float | None:

@@ -5,7 +5,8 @@ ServiceError
 ├── UnknownName          NOT_FOUND            an id or name that does not exist
 ├── PreconditionFailed   FAILED_PRECONDITION  right request, wrong state (a step that isn't loaded)
 ├── Overloaded           RESOURCE_EXHAUSTED   a queue is full; carries when to come back
-│   └── QuotaExceeded    RESOURCE_EXHAUSTED   the caller has had its share; carries when to come back
+│   ├── QuotaExceeded    RESOURCE_EXHAUSTED   the caller has had its share; carries when to come back
+│   └── NotRead          RESOURCE_EXHAUSTED   the caller doesn't read what it is sent
 ├── NotServing           UNAVAILABLE          loading or draining; carries when to come back
 ├── Damaged              DATA_LOSS            a digest doesn't match
 ├── Conflict             ABORTED              somebody else is doing it already
@@ -46,8 +47,10 @@ class InvalidInput(ServiceError):
 class UnknownName(ServiceError):
     """An id or name does not exist."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"no {kind} {name!r} here")
+    def __init__(self, kind: str, name: str, known: Sequence[str] = ()) -> None:
+        """`known` are the names there are, where they may be told."""
+        there_is = f"; there is {', '.join(known)}" if known else ""
+        super().__init__(f"no {kind} {name!r} here{there_is}")
         self.kind = kind
         self.name = name
 
@@ -71,6 +74,10 @@ class Overloaded(ServiceError):
 
 class QuotaExceeded(Overloaded):
     """The caller has had its share; others are served. Try again after `retry_after` seconds."""
+
+
+class NotRead(Overloaded):
+    """The caller doesn't read what it is sent, and others shall not wait for it."""
 
 
 class NotServing(ServiceError):

@@ -1,4 +1,8 @@
-"""Starts services as child processes of this machine and stops every one of them again."""
+"""Starts services as child processes of this machine and stops every one of them again.
+
+They take their settings from this environment, TLS, certificates of callers and tokens included; whether
+they are ready is asked at the plaintext health port that each has on this machine, whatever those say.
+"""
 
 import contextlib
 import os
@@ -6,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +50,18 @@ class LocalService:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def check_tls(environ: Mapping[str, str] = os.environ) -> None:
+    """Raises ServiceFailed where clients of this environment couldn't reach services of this environment."""
+    serves, trusts = (bool(environ.get(name)) for name in ("PLAUDIT_TLS_CERT", "PLAUDIT_TLS_CA"))
+    if serves is not trusts:
+        there, absent = ("CERT", "CA") if serves else ("CA", "CERT")
+        raise ServiceFailed(
+            f"PLAUDIT_TLS_{there} is set and PLAUDIT_TLS_{absent} isn't, so services and clients of this "
+            "machine wouldn't speak the same: set both (and PLAUDIT_TLS_KEY), with a certificate for "
+            f"127.0.0.1, or unset PLAUDIT_TLS_{there}"
+        )
+
+
 class ServiceProcess:
     """One child process. Its address is known once `wait_listening` has returned."""
 
@@ -63,13 +80,20 @@ class ServiceProcess:
 
     def wait_listening(self, deadline: float) -> None:
         """Reads the address it prints. Raises ServiceFailed."""
-        self.address = self._wait(self._printed_address, "to listen", deadline)
+        self.address = self._wait(partial(self.printed, "listening on "), "to listen", deadline)
 
     def wait_ready(self, deadline: float) -> None:
         """Asks its health until it serves. Raises ServiceFailed."""
-        with grpc.insecure_channel(self.address) as channel:
+        address = self._wait(partial(self.printed, "health on "), "to tell its health", deadline)
+        with grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             self._wait(lambda: _is_serving(health, FULL_NAMES[self.service.kind]), "to be ready", deadline)
+
+    def printed(self, beginning: str) -> str | None:
+        """The address in the line of its log that begins so, such as "metrics on "; None without one."""
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        whole = (line for line in lines if line.startswith(beginning) and line.endswith("\n"))
+        return next((line.split()[-1] for line in whole), None)
 
     def check(self) -> None:
         """Raises ServiceFailed if the process has ended."""
@@ -94,7 +118,7 @@ class ServiceProcess:
         command = [
             sys.executable, "-m", f"services.{self.service.kind}",
             "--model", self.service.model, "--address", self.service.address,
-            "--exit-with-parent", str(os.getpid()), *self.service.options,
+            "--health-address", "127.0.0.1:0", "--exit-with-parent", str(os.getpid()), *self.service.options,
         ]  # fmt: skip
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **self.service.environment}
         with self.log_path.open("wb") as log:
@@ -109,11 +133,6 @@ class ServiceProcess:
                 return result
             time.sleep(POLL_S)
         raise ServiceFailed(f"the {self.name} service took too long {what}; {self._last_words()}")
-
-    def _printed_address(self) -> str | None:
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        whole = (line for line in lines if line.startswith("listening on ") and line.endswith("\n"))
-        return next((line.split()[-1] for line in whole), None)
 
     def _last_words(self) -> str:
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

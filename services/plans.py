@@ -1,7 +1,6 @@
 """Which items go into a batch together, by their lengths alone."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 MAX_PADDING = 0.1
 """Share of a batch that may be padding ..."""
@@ -31,19 +30,21 @@ def neighbours(lengths: Sequence[int], anchor: int, token_budget: int) -> range:
     It grows to the side that pads less, while longest × count is at most `token_budget` and the padding
     at most MAX_PADDING of that or FREE_PADDING tokens.
     """
-    sums = list(accumulate(lengths, initial=0))
 
-    def padded(begin: int, end: int) -> int:
+    def size(begin: int, end: int, _: int) -> int:
         return lengths[end - 1] * (end - begin)
 
-    def padding(begin: int, end: int) -> int:
-        return padded(begin, end) - (sums[end] - sums[begin])
+    def fits(begin: int, end: int, tokens: int) -> bool:
+        padded = size(begin, end, tokens)
+        return padded <= token_budget and padded - tokens <= max(FREE_PADDING, MAX_PADDING * padded)
 
-    def fits(begin: int, end: int) -> bool:
-        size = padded(begin, end) if begin >= 0 and end <= len(lengths) else token_budget + 1
-        return size <= token_budget and padding(begin, end) <= max(FREE_PADDING, MAX_PADDING * size)
-
-    begin, end = anchor, anchor + 1
-    while wider := [place for place in ((begin - 1, end), (begin, end + 1)) if fits(*place)]:
-        begin, end = min(wider, key=lambda place: padding(*place))
-    return range(begin, end)
+    batch = anchor, anchor + 1, lengths[anchor]
+    """Where it begins and ends, and its tokens; summed up on the way, since `lengths` may be very long."""
+    while True:
+        begin, end, tokens = batch
+        lower = [(begin - 1, end, tokens + lengths[begin - 1])] if begin else []
+        upper = [(begin, end + 1, tokens + lengths[end])] if end < len(lengths) else []
+        wider = [each for each in (*lower, *upper) if fits(*each)]
+        if not wider:
+            return range(begin, end)
+        batch = min(wider, key=lambda each: size(*each) - each[2])

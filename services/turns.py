@@ -2,13 +2,15 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng 1996): a caller's virtual time grows by tokens / weight,
 the smallest goes first, and one that comes back starts where the others are, without credit for the
-time it was away. Asyncio futures, but no loop of its own.
+time it was away. The calls of one caller share its turns in the same way: behind one name may stand many who
+know nothing of each other. Asyncio futures, but no loop of its own.
 """
 
 import asyncio
 import bisect
+import heapq
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -28,6 +30,8 @@ class Entry(Generic[Item, Result]):
     """Order of arrival, over all callers."""
     caller: tuple[str, float]
     """Name and weight of the first who sent it."""
+    call: int
+    """Tells the calls of a caller apart."""
     deadline: float | None
     since: float
     key: Hashable = None
@@ -59,21 +63,58 @@ class Entry(Generic[Item, Result]):
 
 
 @dataclass(eq=False, slots=True)
+class _Call(Generic[Item, Result]):
+    """What one call has waiting: batches that stay as they are, or entries."""
+
+    served: float
+    planned: deque[list[Entry[Item, Result]]] = field(default_factory=deque)
+    shared: dict[int, Entry[Item, Result]] = field(default_factory=dict)
+    """By number, and so oldest first."""
+
+
+@dataclass(eq=False, slots=True)
 class _Flow(Generic[Item, Result]):
     """What one caller has waiting."""
 
     served: float
     tokens: int = 0
     """Of the entries that may share a batch."""
-    planned: deque[list[Entry[Item, Result]]] = field(default_factory=deque)
-    shared: dict[int, Entry[Item, Result]] = field(default_factory=dict)
-    """By number, and so oldest first."""
+    calls: dict[int, _Call[Item, Result]] = field(default_factory=dict)
+    order: list[tuple[float, int]] = field(default_factory=list)
+    """Heap of what each call has had, and the call; what has changed since stays in it until it comes up."""
+    now: float = 0.0
+
+    def call(self, number: int) -> _Call[Item, Result]:
+        """The call, from now on if it is new."""
+        if number not in self.calls:
+            self.calls[number] = _Call(self.now)
+            heapq.heappush(self.order, (self.now, number))
+        return self.calls[number]
 
     @property
-    def planned_is_next(self) -> bool:
-        if not self.planned or not self.shared:
-            return bool(self.planned)
-        return self.planned[0][0].number < next(iter(self.shared))
+    def due(self) -> _Call[Item, Result]:
+        """Whose turn it is."""
+        while True:
+            served, number = self.order[0]
+            call = self.calls.get(number)
+            if call is not None and call.served == served:
+                self.now = served
+                return call
+            heapq.heappop(self.order)
+
+    def charge(self, entries: Sequence[Entry[Item, Result]]) -> None:
+        """These have their turn, whichever of the calls they are of."""
+        for entry in entries:
+            self.served += entry.length / entry.caller[1]
+            self.calls[entry.call].served += entry.length
+        for number in {entry.call for entry in entries}:
+            heapq.heappush(self.order, (self.calls[number].served, number))
+
+    def leave(self, number: int) -> None:
+        """Forgets the call if it has nothing more."""
+        call = self.calls[number]
+        if not call.planned and not call.shared:
+            del self.calls[number]
 
 
 class Turns(Generic[Item, Result]):
@@ -83,82 +124,90 @@ class Turns(Generic[Item, Result]):
         self._flows: dict[tuple[str, float], _Flow[Item, Result]] = {}
         self._pool: list[Entry[Item, Result]] = []
         """The entries that may share a batch, by length, then by number."""
+        self._lengths: list[int] = []
+        """Theirs: what is looked for in thousands of entries is found without a call for each."""
         self._now = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._flows)
 
     def add(self, entry: Entry[Item, Result]) -> None:
-        """Puts an entry that may share a batch with anybody's."""
+        """Puts an entry that may share a batch with anybody's; entries come in the order of their numbers."""
         flow = self._flow(entry.caller)
-        flow.shared[entry.number] = entry
+        flow.call(entry.call).shared[entry.number] = entry
         flow.tokens += entry.length
-        bisect.insort(self._pool, entry, key=_place)
+        place = bisect.bisect_right(self._lengths, entry.length)
+        self._pool.insert(place, entry)
+        self._lengths.insert(place, entry.length)
 
     def add_batch(self, entries: list[Entry[Item, Result]]) -> None:
-        """Puts a batch that stays as it is; all of one caller."""
-        self._flow(entries[0].caller).planned.append(entries)
+        """Puts a batch that stays as it is; all of one call."""
+        self._flow(entries[0].caller).call(entries[0].call).planned.append(entries)
 
     def remove(self, entry: Entry[Item, Result]) -> None:
         """Takes out an entry that came by `add`, if it still waits."""
         flow = self._flows.get(entry.caller)
-        if flow is not None and flow.shared.pop(entry.number, None) is not None:
+        call = flow.calls.get(entry.call) if flow else None
+        if flow and call and call.shared.pop(entry.number, None):
             flow.tokens -= entry.length
-            del self._pool[bisect.bisect_left(self._pool, _place(entry), key=_place)]
-            self._leave(entry.caller)
+            place = self._place(entry)
+            del self._pool[place], self._lengths[place]
+            self._leave([entry])
 
     def next_planned(self) -> list[Entry[Item, Result]] | None:
         """Takes the batch whose turn it is; None if it is the turn of an entry that may share one."""
-        caller, flow = self._due
+        flow, call = self._due
         self._now = flow.served
-        if not flow.planned_is_next:
+        if not call.planned:
             return None
-        batch = flow.planned.popleft()
-        self._charge(batch)
-        self._leave(caller)
+        batch = call.planned.popleft()
+        flow.charge(batch)
+        self._leave(batch)
         return batch
 
     def is_light(self, tokens: int) -> bool:
         """Whether whose turn it is has fewer than so many tokens waiting, while another has more."""
-        _, flow = self._due
+        flow, _ = self._due
         return flow.tokens < tokens and any(other.tokens > tokens for other in self._flows.values())
 
-    def next_shared(self) -> tuple[Sequence[Entry[Item, Result]], int]:
-        """All entries that may share a batch, by length, and the place of the one whose turn it is."""
-        _, flow = self._due
-        oldest = next(iter(flow.shared.values()))
-        return self._pool, bisect.bisect_left(self._pool, _place(oldest), key=_place)
+    def next_shared(self) -> tuple[Sequence[int], int]:
+        """Lengths of all entries that may share a batch, and the place of the one whose turn it is."""
+        _, call = self._due
+        return self._lengths, self._place(next(iter(call.shared.values())))
 
     def take(self, places: range) -> list[Entry[Item, Result]]:
         """Takes the entries at these places of the pool."""
         batch = self._pool[places.start : places.stop]
-        del self._pool[places.start : places.stop]
-        self._charge(batch)
+        del self._pool[places.start : places.stop], self._lengths[places.start : places.stop]
+        by_caller: dict[tuple[str, float], list[Entry[Item, Result]]] = {}
         for entry in batch:
-            flow = self._flows[entry.caller]
-            flow.tokens -= entry.length
-            del flow.shared[entry.number]
-        for caller in {entry.caller for entry in batch}:
-            self._leave(caller)
+            by_caller.setdefault(entry.caller, []).append(entry)
+        for caller, entries in by_caller.items():
+            flow = self._flows[caller]
+            flow.charge(entries)
+            flow.tokens -= sum(entry.length for entry in entries)
+            for entry in entries:
+                del flow.calls[entry.call].shared[entry.number]
+        self._leave(batch)
         return batch
 
     @property
-    def _due(self) -> tuple[tuple[str, float], _Flow[Item, Result]]:
-        """Whose turn it is, and what it has waiting."""
-        return min(self._flows.items(), key=lambda each: each[1].served)
+    def _due(self) -> tuple[_Flow[Item, Result], _Call[Item, Result]]:
+        """Whose turn it is, and of what it has waiting."""
+        flow = min(self._flows.values(), key=lambda each: each.served)
+        return flow, flow.due
+
+    def _place(self, entry: Entry[Item, Result]) -> int:
+        first = bisect.bisect_left(self._lengths, entry.length)
+        last = bisect.bisect_right(self._lengths, entry.length, first)
+        return bisect.bisect_left(self._pool, entry.number, first, last, key=lambda each: each.number)
 
     def _flow(self, caller: tuple[str, float]) -> _Flow[Item, Result]:
         return self._flows.setdefault(caller, _Flow(self._now))
 
-    def _charge(self, entries: Iterable[Entry[Item, Result]]) -> None:
-        for entry in entries:
-            self._flows[entry.caller].served += entry.length / entry.caller[1]
-
-    def _leave(self, caller: tuple[str, float]) -> None:
-        flow = self._flows[caller]
-        if not flow.planned and not flow.shared:
-            del self._flows[caller]
-
-
-def _place(entry: Entry[Item, Result]) -> tuple[int, int]:
-    return entry.length, entry.number
+    def _leave(self, entries: Sequence[Entry[Item, Result]]) -> None:
+        """Forgets the calls and callers that have nothing more."""
+        for caller, call in {(entry.caller, entry.call) for entry in entries}:
+            self._flows[caller].leave(call)
+            if not self._flows[caller].calls:
+                del self._flows[caller]

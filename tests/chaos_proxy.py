@@ -40,11 +40,14 @@ BLACK_HOLE = Fault(holds=frozenset({"requests", "answers"}))
 
 
 class ChaosProxy:
-    """Between clients and the server at `target`, host:port. A context manager, used from any thread."""
+    """Between clients and the server at `target`, host:port. A context manager, used from any thread.
 
-    def __init__(self, target: str) -> None:
-        host, port = target.rsplit(":", 1)
-        self._target = host, int(port)
+    It listens on a free port of this machine unless one is given.
+    """
+
+    def __init__(self, target: str, port: int = 0) -> None:
+        host, at = target.rsplit(":", 1)
+        self._target, self._port = (host, int(at)), port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-proxy", daemon=True)
         self._lines: set[_Line] = set()
@@ -52,7 +55,8 @@ class ChaosProxy:
         self.swallows_answers = False
         """What the server sends next is lost, and all connections with it; set again for each time."""
         self.address = ""
-        self.connections, self.cuts = 0, 0
+        self.connections, self.cuts, self.passed = 0, 0, 0
+        """So far; `passed` is the bytes that came in, both ways."""
 
     def suffer(self, fault: Fault) -> None:
         """From now on, for all connections, those that there are and those that come."""
@@ -102,6 +106,7 @@ class ChaosProxy:
     async def _pump(self, line: "_Line", direction: Direction) -> None:
         with contextlib.suppress(OSError):
             while data := await line.receive(direction):
+                self.passed += len(data)
                 if direction == "answers" and self.swallows_answers:
                     self.swallows_answers = False
                     await self._cut(resets=False)
@@ -109,7 +114,7 @@ class ChaosProxy:
         line.finish()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
 
     async def _close(self) -> None:
@@ -168,7 +173,7 @@ class _Line:
             raise ConnectionAbortedError
         left = self._fault.after - self._passed
         self._passed += len(data)
-        self._to[direction].write(data if left >= len(data) else data[: int(left)])
+        self._to[direction].write(data if left >= len(data) else data[: max(0, int(left))])
         await self._to[direction].drain()
         if left <= len(data):
             self.cut(self._fault.resets)

@@ -1,7 +1,7 @@
 """The command line `python -m trainer`. Torch isn't imported before the configuration is known to be right.
 
 Exit codes: 0 done · 64 configuration or data wrong · 69 a service can't be reached · 70 not finite or
-internal · 75 stopped, start again with --resume · 130 Ctrl-C.
+internal · 75 start again with --resume: stopped, or something stayed away for too long · 130 Ctrl-C.
 """
 
 import gc
@@ -17,10 +17,23 @@ from typing import Annotated
 import typer
 
 from lm.errors import LmError
-from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
-from trainer.config import RunOptions, Section, load_config, render_toml
+from services.packages import absence, brought_by
+from services.rpc.arguments import (
+    HealthAddress,
+    Insecure,
+    OidcAudience,
+    OidcIssuer,
+    OidcJwks,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    TokensFile,
+)
 from trainer.errors import ConfigError, ServiceUnreachable, TrainerError
 from trainer.stopping import end_early_on_sigterm, end_with_parent
+
+with brought_by("train"):
+    from trainer.config import RunOptions, StageConfig, load_config, render_toml
 
 EXIT_USAGE = ConfigError.exit_code
 EXIT_INTERRUPTED = 130
@@ -90,6 +103,8 @@ def report(error: Exception, debug: bool) -> int:
         print(_listed(error), file=sys.stderr)
     elif isinstance(error, TrainerError | LmError):
         print(_one_line(error), file=sys.stderr)
+    elif absent := absence(error, "train"):
+        print(absent, file=sys.stderr)
     else:
         print(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
     return exit_code(error)
@@ -110,7 +125,7 @@ def exit_code(error: Exception) -> int:
 
 def _command(stage: Stage) -> Callable[..., None]:
     def command(
-        config: Annotated[Path, typer.Argument(help="TOML file; see --print-config.")],
+        config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="See --print-config.")],
         set_: Annotated[
             list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a key; repeatable.")
         ] = None,
@@ -134,6 +149,9 @@ def _command(stage: Stage) -> Callable[..., None]:
         tls_key: TlsKey = None,
         tls_client_ca: TlsClientCa = None,
         tokens: TokensFile = None,
+        oidc_issuer: OidcIssuer = None,
+        oidc_audience: OidcAudience = None,
+        oidc_jwks: OidcJwks = None,
         insecure: Insecure = False,
         health_address: HealthAddress = None,
         parent: Annotated[
@@ -142,7 +160,7 @@ def _command(stage: Stage) -> Callable[..., None]:
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     ) -> None:
         end_with_parent(parent)
-        kind: type[Section] = getattr(importlib.import_module(f"{stage.module}.config"), stage.config)
+        kind: type[StageConfig] = getattr(importlib.import_module(f"{stage.module}.config"), stage.config)
         loaded = load_config(kind, config, set_ or ())
         if print_config:
             typer.echo(render_toml(loaded), nl=False)
@@ -160,10 +178,15 @@ def _command(stage: Stage) -> Callable[..., None]:
             tls_key,
             tls_client_ca,
             tokens,
+            oidc_issuer,
+            oidc_audience,
+            oidc_jwks,
         )
-        from services.rpc.tracing import traced  # brings gRPC, which --help needn't wait for
+        # These bring gRPC and torch, which --help needn't wait for.
+        from services.rpc.tracing import traced
+        from trainer.sole_writer import sole_writer
 
-        with traced("trainer"):
+        with traced("trainer"), sole_writer(loaded.run, options):
             importlib.import_module(f"{stage.module}.run").run(loaded, options)
 
     return command

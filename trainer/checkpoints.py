@@ -12,7 +12,6 @@ they are. Nothing is pickled. A checkpoint is written to a temporary folder, syn
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError
+from trainer.outputs import sync
 
 # dict | list | tuple | str | int | float | bool | None | Tensor, nested at will. Any: torch types states so.
 State: TypeAlias = Any
@@ -82,7 +82,7 @@ def _write(folder: Path, step: int, parts: Mapping[str, State], facts: Mapping[s
     manifest = {"version": VERSION, "step": step, "parts": files, "files": digests, **facts}
     whole = {**manifest, "sha256": _json_sha256(manifest)}
     _write_text(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True))
-    _sync(folder)
+    sync(folder)
 
 
 def load(path: Path, required: Collection[str] = ()) -> dict[str, State]:
@@ -173,7 +173,7 @@ def _write_part(folder: Path, name: str, state: State) -> list[str]:
     if not tensors:
         return [f"{name}.json"]
     save_file(tensors, folder / f"{name}.safetensors")
-    _sync(folder / f"{name}.safetensors")
+    sync(folder / f"{name}.safetensors")
     return [f"{name}.json", f"{name}.safetensors"]
 
 
@@ -227,7 +227,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(former, ignore_errors=True)
         target.rename(former)
     temporary.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _same_files(one: Path, other: Path) -> bool:
@@ -248,15 +248,7 @@ def _remove_all_but(folder: Path, step: int, keep: int) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
 
 
 def _json_sha256(content: Json) -> str:

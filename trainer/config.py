@@ -73,6 +73,12 @@ class RunSection(Section):
         return self.folder / "checkpoints"
 
 
+class StageConfig(Section):
+    """The configuration of a stage: each says where its run is kept."""
+
+    run: RunSection
+
+
 class ModelSection(Section):
     """[model]: what is trained, and which of its parameters."""
 
@@ -137,6 +143,10 @@ class RunOptions:
     """PEM of the CAs of which every caller must have a certificate."""
     tokens: Path | None = None
     """Who may call TrainerService: docs/security.md."""
+    oidc_issuer: str | None = None
+    """Whose JWTs it takes, too; with the two below."""
+    oidc_audience: str | None = None
+    oidc_jwks: str | None = None
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

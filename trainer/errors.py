@@ -4,11 +4,13 @@
     ├── ConfigError        64  the configuration is wrong; lists every problem
     ├── DataError          64  a data file is wrong; names file, line, field and the fix
     ├── ServiceUnreachable 69  a service can't be reached, or doesn't answer in time
+    │   └── ServiceAway    75  one that was there stayed away too long; start again with --resume
     ├── JudgeError         64  a judge can't be loaded, or fails (trainer.evaluate.plugins)
     ├── RewardMissing      70  rewards could not be had (trainer.ppo.collect)
     ├── WrongWeights       70  a service answers with other weights than it must (trainer.ppo.run)
     ├── NotFinite          70  losses or gradients stay NaN or infinite
     ├── CheckpointError    70  a checkpoint can't be read
+    ├── RunHeld            75  another process writes to the run's folder; start again when it has ended
     ├── DiskUnusable       75  the disk was full or read-only for too long; start again when it is mended
     └── Stopped            75  stopped by SIGTERM after a checkpoint; start again with --resume
         └── StoppedByCall   0  stopped by StopRun after a checkpoint, as somebody wished
@@ -58,6 +60,12 @@ class ServiceUnreachable(TrainerError):
     resumable = True
 
 
+class ServiceAway(ServiceUnreachable):
+    """A service that the run had begun with stayed away for longer than the run waits."""
+
+    exit_code = 75
+
+
 class NotFinite(TrainerError):
     """Losses or gradients are NaN or infinite and skipping did not help."""
 
@@ -68,6 +76,12 @@ class CheckpointError(TrainerError):
 
 class DiskUnusable(TrainerError):
     """The disk didn't take what was to be written, for too long; the message says what to do."""
+
+    exit_code = 75
+
+
+class RunHeld(TrainerError):
+    """Another process writes to the run's folder; the message says which, and on what host."""
 
     exit_code = 75
 

@@ -183,6 +183,8 @@ class Loop:
                     started = at_start()
                 if started:
                     self._log(started)
+                    if self.step == self._total:  # it gave up while the last step was judged
+                        self._save()
             while self.step < self._total and not self._enough:
                 with self._kept_if_resumable(), self._span("step", self.step + 1):
                     values = self._one_step(take_step, after_step)

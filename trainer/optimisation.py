@@ -29,12 +29,13 @@ class TrainedModel:
         config: AdamSection,
         learning_rate: float,
         head_factor: float = 1.0,
+        key: str = "model.trainable",
     ) -> None:
         """Selects parameters by `rule`; a scalar head (`score`) learns at `head_factor` times the rate.
 
-        Raises InputError for a rule that selects nothing.
+        Raises InputError at `key`, where the rule stands, for one that selects nothing.
         """
-        names = set(select_parameters(model, rule))
+        names = set(select_parameters(model, rule, key))
         self.parameters = {name: p for name, p in model.named_parameters() if name in names}
         for parameter in self.parameters.values():
             if parameter.dtype in (torch.bfloat16, torch.float16):

@@ -1,4 +1,7 @@
-"""What a stage leaves behind, each written whole or not at all."""
+"""What a stage leaves behind, each written whole or not at all.
+
+What has its name is on the disk, not only in the memory of the system: it outlasts a loss of power.
+"""
 
 import json
 import os
@@ -43,9 +46,21 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames `source` to `target`, which may be there already."""
+    """Renames `source` to `target`, which may be there already, once all that is in it is on the disk."""
+    for path in (*source.rglob("*"), source):
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Has what a file holds, or the names that a folder does, outlast the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -54,7 +69,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes all or nothing, to the disk and not only to the system's memory; makes the folder, too."""
+    """Writes all or nothing; makes the folder, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     with temporary.open("w", encoding="utf-8") as file:
@@ -62,6 +77,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

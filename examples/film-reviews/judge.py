@@ -216,4 +216,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     end_with_parent(int(sys.argv[4]) if len(sys.argv) > 4 else None)
     data, body, target = map(Path, sys.argv[1:4])
-    print(json.dumps(ensure(data, body, target, choose_placement())["accuracy"]))
+    accuracy = ensure(data, body, target, choose_placement())["accuracy"]
+    print(f"{accuracy['mean']:.1%} of {accuracy['pairs']} pairs of unseen sentences ordered as people do")

@@ -22,7 +22,7 @@ import prepare
 import typer
 from stages import STAGES, StageFailed, Stages
 
-from services.local import ServiceFailed
+from services.local import ServiceFailed, check_tls
 from trainer.outputs import read_json
 from trainer.progress import waiting
 from trainer.stopping import end_with_parent
@@ -53,6 +53,7 @@ def main(
     folder = runs / ("quickstart" if seed == 0 else f"quickstart-seed{seed}")
     stages = Stages(folder, assets.cache_folder(), seed, [_override(each) for each in set_ or ()])
     try:
+        check_tls()
         run(stages)
         if keep:
             keep_up(stages)

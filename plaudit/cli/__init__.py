@@ -24,8 +24,8 @@ from plaudit.cli.token import app as token_app
 _CLICK_USAGE_ERROR = 2
 
 app = typer.Typer(
-    help="Asks Plaudit's services. PLAUDIT_TOKEN of the environment goes with every call; PLAUDIT_TLS_CA, "
-    "PLAUDIT_TLS_CERT and PLAUDIT_TLS_KEY turn TLS on.",
+    help="Asks Plaudit's services. PLAUDIT_TOKEN of the environment, or what is in PLAUDIT_TOKEN_FILE, goes "
+    "with every call; PLAUDIT_TLS_CA, PLAUDIT_TLS_CERT and PLAUDIT_TLS_KEY turn TLS on.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -27,13 +27,16 @@ def new(
     expires: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day (UTC) on which it opens nothing.")
     ] = None,
+    speaks_for_others: Annotated[
+        bool, typer.Option("--speaks-for-others", help="For a gateway: whom it names shares a busy model.")
+    ] = False,
 ) -> None:
     """Adds a caller to FILE, which holds only the token's digest, and prints the token, this one time."""
     _check_name(name)
     _check_scopes(scope)
     last = None if expires is None else _checked_day(expires.date())
     made = new_token()
-    _append(file, token_entry(name, made, scope, last))
+    _append(file, token_entry(name, made, scope, last, speaks_for_others))
     print(made)
 
 

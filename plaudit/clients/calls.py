@@ -20,7 +20,7 @@ from plaudit.clients.channel import (
     check_size,
 )
 from plaudit.clients.connectivity import is_ready, is_ready_async
-from plaudit.clients.errors import Where
+from plaudit.clients.errors import PlauditError, Where
 from plaudit.clients.hedging import first_answer, first_answer_async
 from plaudit.clients.tls import Channels
 from plaudit.clients.tries import Attempt, Tries
@@ -38,6 +38,8 @@ class OpenedStream(Generic[ResponseT]):
     """Ends it at once; safe from any thread."""
     where: Where
     is_connected: Callable[[], bool]
+    note: Callable[[PlauditError | None], None]
+    """Hears of a failure, or of an answer: by these its address has turns."""
 
 
 class Client(Connection):
@@ -45,7 +47,7 @@ class Client(Connection):
 
     def _prepare(self) -> None:
         self._slots = threading.Semaphore(self.max_in_flight)
-        self._closed = threading.Event()
+        self._closed: threading.Event = threading.Event()
 
         self._opened = Channels(self._tls, self._open, lambda channel: channel.close())
 
@@ -130,11 +132,12 @@ class Client(Connection):
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
     ) -> OpenedStream[ResponseT]:
         """One stream to the address whose turn it is. It has no deadline: who waits for it has one."""
-        attempt = self.tries(method, None).first
-        channel = self._channels[attempt.channel_index]
+        tries = self.tries(method, None)
+        channel = self._channels[tries.first.channel_index]
         call = channel.stream_stream(method.path, _to_bytes, method.response.FromString)
-        responses = call(requests, **attempt.arguments(None))
-        return OpenedStream(responses, responses.cancel, attempt.where, partial(is_ready, channel))
+        responses = call(requests, **tries.first.arguments(None))
+        note = partial(tries.note, tries.first)
+        return OpenedStream(responses, responses.cancel, tries.first.where, partial(is_ready, channel), note)
 
     @contextmanager
     def _slot(self, tries: Tries) -> Iterator[None]:
@@ -147,7 +150,7 @@ class Client(Connection):
             self._slots.release()
 
     def close(self) -> None:
-        """Ends the connections; calls in flight are cancelled."""
+        """Ends the connections; calls in flight are cancelled, and later ones raise FailedPrecondition."""
         self._closed.set()
         for channel in self._opened.every():
             channel.close()
@@ -164,7 +167,7 @@ class AsyncClient(Connection):
 
     def _prepare(self) -> None:
         self._slots = asyncio.Semaphore(self.max_in_flight)
-        self._closed = asyncio.Event()
+        self._closed: asyncio.Event = asyncio.Event()
         self._streaming = self._blocking()
         # Opened by the first call: a channel belongs to a loop.
         self._opened = Channels(self._tls, self._open, lambda channel: asyncio.ensure_future(channel.close()))
@@ -242,7 +245,7 @@ class AsyncClient(Connection):
         """A client with these settings and connections of its own, for what threads do better."""
         client = Client(
             self.addresses,
-            token=self._token,
+            token="",
             timeout=self._timeout,
             wait_for_ready=self._wait_for_ready,
             caller=self._caller or None,
@@ -252,7 +255,7 @@ class AsyncClient(Connection):
             tls_name=self._tls_name,
             insecure=self._insecure,
         )
-        client._service = self._service
+        client._service, client._token, client._replicas = self._service, self._token, self._replicas
         return client
 
     @asynccontextmanager
@@ -275,7 +278,7 @@ class AsyncClient(Connection):
         return self._closed.is_set()
 
     async def close(self) -> None:
-        """Ends the connections; calls in flight are cancelled."""
+        """Ends the connections; calls in flight are cancelled, and later ones raise FailedPrecondition."""
         self._closed.set()
         self._streaming.close()
         for channel in self._opened.every():

@@ -5,11 +5,13 @@ where a second try can do no harm (tries.py), turns among several addresses, and
 are under way at once.
 """
 
+import asyncio
 import ipaddress
 import json
 import math
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,11 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from plaudit.clients.errors import DeadlineExceeded, InvalidArgument, PlauditError, Where
+from plaudit.clients.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlauditError, Where
 from plaudit.clients.hedging import Budget
 from plaudit.clients.replicas import Replicas
 from plaudit.clients.tls import File, tls_files
+from plaudit.clients.token import open_token
 from plaudit.clients.tries import Attempt, Tries
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -32,6 +35,8 @@ DEFAULT_TIMEOUT = 60.0
 MAX_IN_FLIGHT = 256
 """Calls that a client has under way at once unless the caller says otherwise."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+"""What our services read of one message of a stream, which isn't asked for their limits."""
 
 # What may be sent twice. Generate belongs here because PolicyClient gives every prompt a seed. Of a push,
 # a second BeginPush finds the one that the first opened, and a second CommitPush or AbortPush the outcome
@@ -94,6 +99,7 @@ class Connection:
     """Whether calls build on each other and so must reach the same server."""
     _may_hedge: ClassVar[bool] = False
     """Whether a second call costs no more than its work, and comes to the same."""
+    _closed: threading.Event | asyncio.Event
 
     def __init__(
         self,
@@ -109,6 +115,7 @@ class Connection:
         tls_key: File | None = None,
         tls_name: str | None = None,
         insecure: bool | None = None,
+        token_file: File | None = None,
         hedge_after: float | None = None,
     ) -> None:
         """Opens no connection yet; the first call does.
@@ -116,7 +123,8 @@ class Connection:
         `address` is host:port, or several of replicas: calls take them in turn, and where one is
         unavailable go on to the next, and one that fails several times in a row is left out for a while
         (replicas.py). A host name that stands for many replicas is balanced over all.
-        `token` is PLAUDIT_TOKEN of the environment unless given. `timeout` is the default for each
+        `token` is PLAUDIT_TOKEN of the environment unless given; or `token_file`, PLAUDIT_TOKEN_FILE, holds
+        it on its first line and is read again when it changes. `timeout` is the default for each
         call, in seconds. `wait_for_ready` makes calls wait, within their timeout, for a service that
         isn't up yet. `caller` is the name under which a busy service shares itself among its callers;
         without one, each connection is a caller. Of the calls that are made at once, from threads or
@@ -144,7 +152,7 @@ class Connection:
                 "address", f"{len(self.addresses)} given; make a client for each replica"
             )
         self.targets = [_target(address) for address in self.addresses]
-        self._token = (os.environ.get("PLAUDIT_TOKEN", "") if token is None else token).strip()
+        self._token = open_token(token, token_file)
         self._tls = tls_files(tls_ca, tls_cert, tls_key)
         self._tls_name = tls_name
         self._insecure = os.environ.get("PLAUDIT_INSECURE") in ("1", "true") if insecure is None else insecure
@@ -155,7 +163,6 @@ class Connection:
         self.max_in_flight = _checked_in_flight(max_in_flight)
         self._hedge_after = self._checked_hedge(hedge_after)
         self._hedges = Budget()
-        self._metadata = tuple(_metadata(self._token, self._caller))
         self._replicas = Replicas(len(self.addresses))
         self._prepare()
 
@@ -165,7 +172,7 @@ class Connection:
 
     def _check_token(self) -> None:
         far = next((target for target in self.targets if not _is_loopback(target)), None)
-        if self._token and self._tls is None and not self._insecure and far is not None:
+        if self._token.now() and self._tls is None and not self._insecure and far is not None:
             where = far.removeprefix("dns:///")
             raise InvalidArgument.at(
                 "token",
@@ -184,13 +191,17 @@ class Connection:
         return every * 2 if self._hedge_after is not None and len(every) == 1 else every
 
     def tries(self, method: Method[Any, Any], timeout: float | None) -> Tries:
-        """The tries of one call that begins now."""
+        """The tries of one call that begins now. Raises FailedPrecondition once the client is closed."""
+        if self._closed.is_set():
+            raise FailedPrecondition(f"the {self._service} client is closed; make another one")
         request_id = uuid.uuid4().hex
-        metadata = (*self._metadata, ("x-request-id", request_id))
+        metadata = (*_metadata(self._token.now(), self._caller), ("x-request-id", request_id))
         attempts = [
             Attempt(
                 channel_index=index,
-                where=Where(self._service, self.addresses[index], method.name, request_id),
+                where=Where(
+                    self._service, self.addresses[index], method.name, request_id, self._tls is not None
+                ),
                 metadata=metadata,
                 wait_for_ready=self._wait_for_ready,
             )

@@ -89,6 +89,9 @@ class CallLimits:
     max_items: int
     max_tokens: int
     max_message_bytes: int
+    """Of a response."""
+    max_request_bytes: int
+    """Of a request, and of each message of a stream."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class QueueDepth:
 
     items: int
     tokens: int
+    bytes: int
+    """Of the requests that they came in."""
 
 
 @dataclass(frozen=True)

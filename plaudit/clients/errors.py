@@ -29,7 +29,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from plaudit.clients.handshakes import handshake_failure
+from plaudit.clients.handshakes import handshake_failure, unreachable
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -82,6 +82,7 @@ class Where:
     """host:port"""
     method: str
     request_id: str
+    has_tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Aborted(PlauditError):
 class Unauthenticated(PlauditError):
     """No token, or one that isn't known."""
 
-    advice = "set PLAUDIT_TOKEN, or give token="
+    advice = "set PLAUDIT_TOKEN or PLAUDIT_TOKEN_FILE, or give token="
 
 
 class PermissionDenied(Unauthenticated):
@@ -239,9 +240,9 @@ def from_rpc(
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
         return InvalidArgument(f"{words}; ask for less in one call", where)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and not is_connected():
-        if (insecure := handshake_failure(words, where.target)) is not None:
+        if (insecure := handshake_failure(words, where.target, where.has_tls)) is not None:
             return NotSecure(insecure, where)
-        return Unreachable(f"not reachable for {elapsed:.1f} s: {_root_cause(words)}", where)
+        return Unreachable(f"not reachable for {elapsed:.1f} s: {unreachable(words, where.has_tls)}", where)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"no answer within {elapsed:.1f} s", where)
     return _BY_CODE.get(code.name, Internal)(words or code.name, where)
@@ -250,11 +251,6 @@ def from_rpc(
 def _reason(words: str, details: Details) -> str:
     named = "; ".join(f"{violation.field}: {violation.description}" for violation in details.violations)
     return named or words
-
-
-def _root_cause(words: str) -> str:
-    """Of "failed to connect to all addresses; last error: …: Connection refused" the last part."""
-    return words.rsplit(": ", 1)[-1].strip("[]")
 
 
 def _pushback_seconds(milliseconds: str | bytes) -> float:

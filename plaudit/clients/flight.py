@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from plaudit.clients.channel import MAX_MESSAGE_BYTES
+from plaudit.clients.channel import MAX_REQUEST_BYTES
 from plaudit.clients.data import Scorable
 from plaudit.clients.data_reward import Reward
 from plaudit.clients.errors import (
@@ -20,7 +20,9 @@ from plaudit.clients.streams import MESSAGE_BYTES
 from plaudit.clients.to_proto_reward import stream_item
 from plaudit.v1.reward_pb2 import StreamItem, StreamResult
 
-MAX_ITEM_BYTES = MAX_MESSAGE_BYTES - 2 * MESSAGE_BYTES
+MAX_ITEM_BYTES = MAX_REQUEST_BYTES - 2 * MESSAGE_BYTES
+MAX_WAITING_BYTES = 64 << 20
+"""Of the items without a result: once they have so many, no more is taken."""
 REOPENINGS = 20
 """Times in a row that a stream is opened again without a result in between."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
@@ -37,12 +39,13 @@ class Flight:
         self._taken = 0
         self._given = 0
         self._unanswered: dict[str, StreamItem] = {}
+        self._waiting_bytes = 0
         self._done: dict[int, Result] = {}
 
     @property
     def has_room(self) -> bool:
         """Whether one more may be added."""
-        return self._taken - self._given < self._window
+        return self._taken - self._given < self._window and self._waiting_bytes < MAX_WAITING_BYTES
 
     @property
     def unanswered(self) -> Iterable[StreamItem]:
@@ -68,13 +71,16 @@ class Flight:
             self._done[number] = ItemFailure("INVALID_ARGUMENT", error.reason, error.violations)
             return None
         self._unanswered[message.item_id] = message
+        self._waiting_bytes += message.ByteSize()
         return message
 
     def answer(self, results: Iterable[StreamResult]) -> None:
         """Raises Internal for a result of no item in flight: whose it is would be a guess."""
         for result in results:
-            if self._unanswered.pop(result.item_id, None) is None:
+            message = self._unanswered.pop(result.item_id, None)
+            if message is None:
                 raise Internal(f"the service sent a result for {result.item_id!r}, which isn't in flight")
+            self._waiting_bytes -= message.ByteSize()
             self._done[int(result.item_id)] = score_result(result.result)
 
     def pop(self) -> Result:

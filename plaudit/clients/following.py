@@ -3,7 +3,7 @@
 import time
 
 from plaudit.clients.data import ModelVersion
-from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unavailable
+from plaudit.clients.errors import DeadlineExceeded, Overloaded, PlauditError, Unavailable
 
 WATCH_SECONDS = 300.0
 """A stream of events is opened anew after so long: it has a deadline like every call."""
@@ -15,17 +15,23 @@ class Patience:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._last_answer = time.monotonic()
+        self._since = time.monotonic()
+        self._was_there = False
 
     def answered(self) -> None:
         """The service is there."""
-        self._last_answer = time.monotonic()
+        self._was_there = True
 
     def bear(self, failure: PlauditError) -> None:
-        """Raises `failure` unless the stream may be opened again."""
-        if isinstance(failure, DeadlineExceeded):
-            self.answered()  # its own end: the service was there
-        elif not isinstance(failure, Unavailable) or time.monotonic() - self._last_answer > self._seconds:
+        """Raises `failure` unless the stream may be opened again.
+
+        A stream that has brought something doesn't count as time away, however long its messages were
+        under way: the follower may have been slow, so that the service cut it off.
+        """
+        if self._was_there or isinstance(failure, DeadlineExceeded):  # the stream's own end
+            self._was_there, self._since = False, time.monotonic()
+        patient = time.monotonic() - self._since <= self._seconds
+        if not patient or not isinstance(failure, DeadlineExceeded | Overloaded | Unavailable):
             raise failure
 
 

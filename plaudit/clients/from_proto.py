@@ -267,11 +267,12 @@ def _component_info(message: reward_pb2.ComponentInfo) -> data_reward.ComponentI
 
 
 def _queue(message: types_pb2.QueueDepth) -> data.QueueDepth:
-    return data.QueueDepth(message.items, message.tokens)
+    return data.QueueDepth(message.items, message.tokens, message.bytes)
 
 
 def _limits(message: types_pb2.CallLimits) -> data.CallLimits:
-    return data.CallLimits(message.max_items, message.max_tokens, message.max_message_bytes)
+    most = message.max_message_bytes
+    return data.CallLimits(message.max_items, message.max_tokens, most, message.max_request_bytes or most)
 
 
 def _floats(values: Sequence[float]) -> "NDArray[np.float32]":

@@ -36,7 +36,6 @@ class _Scoring:
     ) -> None:
         self._open_stream = open_stream
         self._first = first
-        self._window = window
         self._flight = Flight(window)
         self._endurance = Endurance(timeout)
         self._stream: ScoreStream | None = None
@@ -67,11 +66,13 @@ class _Scoring:
         if isinstance(event, ScoreStreamResponse):
             self._flight.answer(event.results)
             self._endurance.renew()
+            stream.opened.note(None)
             return 0.0
         self._close()
         if not self._flight.is_waiting:
             return 0.0  # nothing was lost; the next item opens another
         failure = self._failure(stream, event)
+        stream.opened.note(failure)
         pause = self._endurance.pause_after(failure)
         if pause is None:
             raise failure from event
@@ -85,7 +86,9 @@ class _Scoring:
         return from_rpc(ended_by, opened.where, opened.is_connected, self._endurance.spent)
 
     def _no_result(self, stream: ScoreStream) -> PlauditError:
-        return DeadlineExceeded(f"no result within {self._endurance.timeout:.1f} s", stream.opened.where)
+        failure = DeadlineExceeded(f"no result within {self._endurance.timeout:.1f} s", stream.opened.where)
+        stream.opened.note(failure)
+        return failure
 
     def _close(self) -> None:
         if self._stream:
@@ -158,16 +161,17 @@ class AwaitedScoring(_Scoring):
     ) -> AsyncGenerator[Result, None]:
         """As BlockingScoring.results."""
         self._inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._room = asyncio.Semaphore(self._window)
+        self._freed = asyncio.Event()
         self._number = 0
         taking = asyncio.create_task(self._take_all(_awaitable(items)))
         try:
             while self._is_more or self._flight.is_waiting or self._flight.is_ready:
                 while self._flight.is_ready:
                     yield self._flight.pop()
-                    self._room.release()
+                    self._freed.set()
                 if self._is_more or self._flight.is_waiting:
                     await self._receive()
+                    self._freed.set()
             await self._let_end()
         finally:
             taking.cancel()
@@ -178,7 +182,8 @@ class AwaitedScoring(_Scoring):
 
     async def _take_all(self, source: AsyncIterator[Scorable]) -> None:
         try:
-            while await self._room.acquire():
+            while True:
+                await self._room()
                 item = await anext(source)
                 was_waiting = self._flight.is_waiting
                 self._take(item)
@@ -189,6 +194,12 @@ class AwaitedScoring(_Scoring):
         except Exception as error:
             self._took_all(error)
         self._wake()
+
+    async def _room(self) -> None:
+        """Returns when one more item may be taken."""
+        while not self._flight.has_room:
+            self._freed.clear()
+            await self._freed.wait()
 
     def _wake(self) -> None:
         self._inbox.put_nowait((_NO_STREAM, None))

@@ -1,6 +1,6 @@
 """From plain values to the reward service's messages; to_proto.py has the other services'."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from plaudit.clients import data
@@ -116,6 +116,8 @@ def _fill_item(message: reward_pb2.ScoreItem, path: str, item: object) -> None:
             fill_chat(message.chat, f"{path}.chat.", item)
         case [str() as prompt, response]:
             set_fields(message.pair, f"{path}.pair.", prompt=prompt, response=response)
+        case Mapping() | [str(), *_] | [_, str()]:
+            raise InvalidArgument.at(path, "is neither (prompt, response), two str, nor a Chat nor token ids")
         case _:
             message.token_ids.SetInParent()
             extend(message.token_ids.ids, f"{path}.token_ids.ids", cast(data.TokenIds, item))

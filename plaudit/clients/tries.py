@@ -94,19 +94,23 @@ class Tries(Iterator[Attempt]):
         full service is asked for a last time shortly before the deadline or not is chance.
         """
         failure = from_rpc(error, attempt.where, is_connected, time.monotonic() - self._started)
-        if isinstance(failure, Unavailable | DeadlineExceeded):
-            self._replicas.failed(attempt.channel_index)
-        else:
-            self._replicas.answered(attempt.channel_index)
+        self.note(attempt, failure)
         if isinstance(failure, DeadlineExceeded) and self._refusal is not None:
             last = time.monotonic() - self._made_at
             words = f"{self._refusal.reason}; asked again, no answer in the {last:.1f} s that were left"
             return Overloaded(words, attempt.where, Details(retry_after=self._refusal.retry_after))
         return failure
 
+    def note(self, attempt: Attempt, failure: PlauditError | None) -> None:
+        """How an address did: what isn't a failure of its own, or is None, was an answer."""
+        if isinstance(failure, Unavailable | DeadlineExceeded):
+            self._replicas.failed(attempt.channel_index)
+        else:
+            self._replicas.answered(attempt.channel_index)
+
     def answered(self, attempt: Attempt) -> None:
         """It ended well."""
-        self._replicas.answered(attempt.channel_index)
+        self.note(attempt, None)
 
     def pause_after(self, failure: PlauditError) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""

@@ -1,9 +1,10 @@
 """Asks a reward model for the rows of a file."""
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from plaudit.clients import (
@@ -17,11 +18,13 @@ from plaudit.clients import (
     Scorable,
     ScoreOptions,
     Unavailable,
+    Violation,
 )
 from plaudit.files.columns import added_columns
 from plaudit.files.rows import BadRow, Row, item_of
 
 Result: TypeAlias = Reward | ItemFailure
+_ABOVE_COLUMNS = re.compile(r"^(item(\.|$))?((pair|chat)(\.|$))?")
 _PASSING = (Aborted, DeadlineExceeded, Overloaded, Unavailable)
 
 
@@ -96,4 +99,10 @@ def _checked(result: Result) -> Result:
     error = PlauditError.of_item(result)
     if isinstance(error, _PASSING):
         raise error
-    return result
+    return replace(result, message="; ".join(map(_of_row, result.violations)) or result.message)
+
+
+def _of_row(violation: Violation) -> str:
+    """In the row's own words: its column, not the field of the message that was made of it."""
+    column = _ABOVE_COLUMNS.sub("", violation.field).replace("token_ids.ids", "token_ids")
+    return f"{column}: {violation.description}" if column else violation.description

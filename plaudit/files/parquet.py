@@ -1,4 +1,8 @@
-"""Parquet, with pyarrow, which the [parquet] extra brings. Columns keep their types."""
+"""Parquet, with pyarrow, which the [parquet] extra brings. Columns keep their types.
+
+A file may be far smaller than what it holds: a text that a million rows have is in it once, and a long run of
+one letter takes no room. How much is read at a time goes by the sizes that its footer tells.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +15,12 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 BATCH_ROWS = 4096
-"""Rows that are in memory at a time, and of a row group that is written."""
+"""Rows that are in memory at a time, and of a row group that is written, at most ..."""
+BATCH_BYTES = 64 << 20
+"""... and about how many bytes, if they come in more than one row."""
+MAX_PACKING = 100
+"""Times that a column of a row group of more than BATCH_BYTES may be larger than it is in the file: texts
+shrink to a tenth, seldom to a thirtieth."""
 _READ_AHEAD = 1 << 20
 
 
@@ -24,6 +33,7 @@ class Parquet:
         with _opened(path) as file:
             self.schema = file.schema_arrow
             self.size = file.metadata.num_rows
+            _check_packing(file.metadata)
         self.names = list(self.schema.names)
 
     def rows(self, after: int = 0) -> Iterator[Row]:
@@ -33,7 +43,7 @@ class Parquet:
         number = 0
         with _opened(self._path) as file:
             try:
-                for batch in file.iter_batches(BATCH_ROWS):
+                for batch in _batches(file):
                     if number + batch.num_rows > after:
                         yield from _rows(batch, number, max(0, after - number))
                     number += batch.num_rows
@@ -52,7 +62,7 @@ class Parquet:
 
 
 class ParquetSink:
-    """Writes scored rows, a row group for each batch that they come from."""
+    """Writes scored rows, in row groups of several of the batches that they come from if those are small."""
 
     def __init__(self, file: BinaryIO, schema: "pa.Schema", added: Sequence[str]) -> None:
         import pyarrow as pa
@@ -66,31 +76,47 @@ class ParquetSink:
         self._batch: pa.RecordBatch | None = None
         self._kept: list[int] = []
         self._values: list[Mapping[str, Any]] = []
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
 
     def write(self, row: Row, values: Mapping[str, Any]) -> None:
-        """Adds a row with its new values; it is written with the others of its batch."""
+        """Adds a row with its new values; it is written with others."""
         batch, index = row.raw
         if batch is not self._batch:
-            self._flush()
+            self._finish_batch()
             self._batch = batch
         self._kept.append(index)
         self._values.append(values)
 
     def close(self) -> None:
         """Writes what waits, and the file's footer."""
+        self._finish_batch()
         self._flush()
         self._writer.close()
 
-    def _flush(self) -> None:
+    def _finish_batch(self) -> None:
         import pyarrow as pa
 
         if self._batch is None or not self._kept:
             return
         columns = self._batch.take(pa.array(self._kept)).columns
         new = [pa.array([value[name] for value in self._values], type_) for name, type_ in self._added]
-        self._writer.write_table(pa.Table.from_arrays([*columns, *new], schema=self._schema))
         self._kept.clear()
         self._values.clear()
+        done = pa.RecordBatch.from_arrays([*columns, *new], schema=self._schema)
+        self._waiting.append(done)
+        self._rows += done.num_rows
+        self._bytes += done.nbytes
+        if self._rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+            self._waiting.clear()
+            self._rows = self._bytes = 0
 
 
 def _opened(path: Path) -> "pq.ParquetFile":
@@ -103,6 +129,28 @@ def _opened(path: Path) -> "pq.ParquetFile":
         return pq.ParquetFile(path, buffer_size=_READ_AHEAD)  # else a column of a row group is read at once
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that aren't UTF-8
         raise FileError(f"is no Parquet that can be read: {error}") from None
+
+
+def _check_packing(metadata: "pq.FileMetaData") -> None:
+    """Raises FileError for a column that takes memory out of proportion to the file."""
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            size, packed = column.total_uncompressed_size, column.total_compressed_size
+            if size > BATCH_BYTES and size > MAX_PACKING * packed:
+                raise FileError(
+                    f"row group {group} has {size:,} bytes of column {column.path_in_schema!r} packed into "
+                    f"{packed:,}, and may pack {MAX_PACKING} into one; write it again in smaller row groups"
+                )
+
+
+def _batches(file: "pq.ParquetFile") -> "Iterator[pa.RecordBatch]":
+    """Each row of a group may have any of the texts in it, so that rows × size of the group is the bound."""
+    metadata = file.metadata
+    for group in range(metadata.num_row_groups):
+        columns = (metadata.row_group(group).column(index) for index in range(metadata.num_columns))
+        size = sum(column.total_uncompressed_size for column in columns)
+        yield from file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size))), [group])
 
 
 def _rows(batch: "pa.RecordBatch", number: int, start: int) -> Iterator[Row]:

@@ -82,6 +82,7 @@ class RewardServiceServicer:
         """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
         The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
         or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+        Ends with RESOURCE_EXHAUSTED if a response can't be sent for a minute since the caller reads none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

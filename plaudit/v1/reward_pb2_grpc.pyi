@@ -39,6 +39,7 @@ class RewardServiceStub:
     """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
     The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
     or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+    Ends with RESOURCE_EXHAUSTED if a response can't be sent for a minute since the caller reads none.
     """
     Rank: _grpc.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]
     """Orders the responses to one prompt, best first. Idempotent."""
@@ -62,6 +63,7 @@ class RewardServiceAsyncStub(RewardServiceStub):
     """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
     The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
     or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+    Ends with RESOURCE_EXHAUSTED if a response can't be sent for a minute since the caller reads none.
     """
     Rank: _aio.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]  # type: ignore[assignment]
     """Orders the responses to one prompt, best first. Idempotent."""
@@ -94,6 +96,7 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Scores items as they come and answers each as soon as it is done, in any order, by the caller's id.
         The server stops reading while the stream has as many items in flight as GetModel's stream_window says,
         or its queue is full: a caller that keeps writing waits, and nothing is turned away.
+        Ends with RESOURCE_EXHAUSTED if a response can't be sent for a minute since the caller reads none.
         """
 
     @_abc_1.abstractmethod

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plaudit/v1/types.proto\x12\nplaudit.v1\"p\n\x0cModelVersion\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x05 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.plaudit.v1.ChatMessage\",\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"`\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x10\x66ield_violations\x18\x03 \x03(\x0b\x32\x1a.plaudit.v1.FieldViolation\"N\n\nCallLimits\x12\x11\n\tmax_items\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\"+\n\nQueueDepth\x12\r\n\x05items\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\x04*r\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F64\x10\x01\x12\x11\n\rDATA_TYPE_F32\x10\x02\x12\x11\n\rDATA_TYPE_F16\x10\x03\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plaudit/v1/types.proto\x12\nplaudit.v1\"p\n\x0cModelVersion\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x05 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.plaudit.v1.ChatMessage\",\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"`\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x10\x66ield_violations\x18\x03 \x03(\x0b\x32\x1a.plaudit.v1.FieldViolation\"i\n\nCallLimits\x12\x11\n\tmax_items\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x04 \x01(\r\":\n\nQueueDepth\x12\r\n\x05items\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04*r\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F64\x10\x01\x12\x11\n\rDATA_TYPE_F32\x10\x02\x12\x11\n\rDATA_TYPE_F16\x10\x03\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=597
-  _globals['_DATATYPE']._serialized_end=711
+  _globals['_DATATYPE']._serialized_start=639
+  _globals['_DATATYPE']._serialized_end=753
   _globals['_MODELVERSION']._serialized_start=38
   _globals['_MODELVERSION']._serialized_end=150
   _globals['_TOKENIDS']._serialized_start=152
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEMERROR']._serialized_start=374
   _globals['_ITEMERROR']._serialized_end=470
   _globals['_CALLLIMITS']._serialized_start=472
-  _globals['_CALLLIMITS']._serialized_end=550
-  _globals['_QUEUEDEPTH']._serialized_start=552
-  _globals['_QUEUEDEPTH']._serialized_end=595
+  _globals['_CALLLIMITS']._serialized_end=577
+  _globals['_QUEUEDEPTH']._serialized_start=579
+  _globals['_QUEUEDEPTH']._serialized_end=637
 # @@protoc_insertion_point(module_scope)

@@ -258,22 +258,26 @@ class CallLimits(_message.Message):
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     max_items: _builtins.int
     """Items (prompts × samples, sequences or texts) in one call, at most."""
     max_tokens: _builtins.int
     """Tokens in one call, padding not counted, at most."""
     max_message_bytes: _builtins.int
-    """Encoded size of one request or response message in bytes, at most."""
+    """Encoded size of one response message in bytes, at most; nothing larger is sent either way."""
+    max_request_bytes: _builtins.int
+    """Encoded size of one request message in bytes, at most; of a stream, of each of its messages."""
     def __init__(
         self,
         *,
         max_items: _builtins.int = ...,
         max_tokens: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_request_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_items", b"max_items", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_items", b"max_items", "max_message_bytes", b"max_message_bytes", "max_request_bytes", b"max_request_bytes", "max_tokens", b"max_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,19 +291,23 @@ class QueueDepth(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     items: _builtins.int
     """Items that wait or are being computed."""
     tokens: _builtins.int
     """Their tokens, padding not counted."""
+    bytes: _builtins.int
+    """Encoded size of the requests that they came in, in bytes."""
     def __init__(
         self,
         *,
         items: _builtins.int = ...,
         tokens: _builtins.int = ...,
+        bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "items", b"items", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,24 +1,29 @@
 """Who may ask the gateway, where it asks: a path needs a scope, and what has none isn't there.
 
-Without a tokens file none of this stands in the way, and the reward service sees its callers' own tokens.
+Without a tokens file or an issuer of JWTs none of this stands in the way, and the reward service sees its
+callers' own tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.errors import Overloaded, PermissionDenied, Unauthenticated
+from services.errors import NotServing, Overloaded, PermissionDenied, Unauthenticated
 from services.gateway.metrics import HttpMetrics
 from services.gateway.problems import ProblemError
 from services.gateway.upstream import on_behalf
 from services.rpc.access import Admission, Shown
 from services.rpc.quotas import Quotas
 from services.rpc.scopes import OPEN
-from services.rpc.tokens import Identity, Tokens, identity
+from services.rpc.tokens import Tokens, identity
+
+if TYPE_CHECKING:
+    from services.rpc.oidc import Issuer
 
 HEALTH = frozenset({"/healthz", "/readyz"})
 ROUTES = {
@@ -47,11 +52,19 @@ class HttpAccess:
     """Turns away who may not ask, counts quotas, and asks on behalf of who may."""
 
     def __init__(
-        self, app: ASGIApp, tokens: Callable[[], Tokens], metrics: HttpMetrics, authorization: str
+        self,
+        app: ASGIApp,
+        tokens: Callable[[], Tokens],
+        metrics: HttpMetrics,
+        authorization: Callable[[], str],
+        issuer: "Issuer | None" = None,
     ) -> None:
-        """`tokens` tells who may ask now; `authorization` is the gateway's own, for the reward service."""
+        """`tokens` tells who may ask now, and `issuer` whose a JWT is, where those are good.
+
+        `authorization` tells the gateway's own, for the reward service.
+        """
         self._app = app
-        self._admission = Admission(tokens, metrics)
+        self._admission = Admission(tokens, metrics, issuer)
         self._quotas = Quotas(metrics)
         self._authorization = authorization
 
@@ -60,25 +73,26 @@ class HttpAccess:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        on_behalf.set(replace(on_behalf.get(), authorization=self._authorization))
+        on_behalf.set(replace(on_behalf.get(), authorization=self._authorization()))
         try:
             if ROUTES.get(scope["path"]) != OPEN:
-                self._admit(scope)
+                await self._admit(scope)
             with self._quotas.counted():
                 await self._app(scope, receive, send)
-        except (Unauthenticated, PermissionDenied, Overloaded) as refused:
+        except (Unauthenticated, PermissionDenied, Overloaded, NotServing) as refused:
             raise _problem(refused) from None
 
-    def _admit(self, scope: Scope) -> None:
+    async def _admit(self, scope: Scope) -> None:
         shown, needed = _shown(scope), ROUTES.get(scope["path"])
         self._admission.listen_to(shown)
-        caller = self._admission.identify(shown)
+        caller = await self._admission.identify(shown)
         if needed is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "NOT_FOUND", "Not Found; /docs lists what there is")
         self._admission.check_scope(shown, caller, needed)
         self._admission.remember(shown)
         identity.set(caller)
-        on_behalf.set(replace(on_behalf.get(), caller=_name(caller, Headers(scope=scope))))
+        told = Headers(scope=scope).get("x-plaudit-caller")
+        on_behalf.set(replace(on_behalf.get(), caller=caller.name_of(told)))
 
 
 class HealthAlone:
@@ -93,12 +107,6 @@ class HealthAlone:
         await (self._app if known else PlainTextResponse("Not Found", 404))(scope, receive, send)
 
 
-def _name(caller: Identity, headers: Headers) -> str:
-    """By which the caller takes turns on a busy model: what it tells apart is within its own name."""
-    told = headers.get("x-plaudit-caller")
-    return f"{caller.name}/{told}" if told else caller.name
-
-
 def _shown(scope: Scope) -> Shown:
     host, port = scope.get("client") or ("unknown", 0)
     path = scope["raw_path"].decode("ascii", "replace")  # what is in it can't end a log line
@@ -107,16 +115,14 @@ def _shown(scope: Scope) -> Shown:
     return Shown(f"{scope['method']} {path}", f"{host}:{port}", host, authorization, names)
 
 
-def _problem(refused: Unauthenticated | PermissionDenied | Overloaded) -> ProblemError:
+def _problem(refused: Unauthenticated | PermissionDenied | Overloaded | NotServing) -> ProblemError:
     match refused:
         case Unauthenticated():
             return ProblemError(HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", str(refused))
         case PermissionDenied():
             return ProblemError(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", str(refused))
+        case NotServing():
+            status, code = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
         case _:
-            return ProblemError(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "RESOURCE_EXHAUSTED",
-                str(refused),
-                retry_after=refused.retry_after,
-            )
+            status, code = HTTPStatus.TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED"
+    return ProblemError(status, code, str(refused), retry_after=refused.retry_after)

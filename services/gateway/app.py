@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,23 +14,32 @@ from services.gateway import openrlhf, problems, rerank, routes, vllm
 from services.gateway.access import HttpAccess
 from services.gateway.asking import PROBLEMS, RewardService, naming
 from services.gateway.metrics import HttpMetrics
-from services.gateway.middleware import Bookkeeping, WholeRequests
+from services.gateway.middleware import OPERATIONS, Bookkeeping, WholeRequests
 from services.gateway.paths import Paths
 from services.gateway.upstream import Upstream
 from services.rpc.tokens import Tokens
+
+if TYPE_CHECKING:
+    from services.rpc.oidc import Issuer
 
 ROUTERS = (routes.router, rerank.router, openrlhf.router, vllm.router)
 operations = APIRouter(tags=["Operations"])
 
 
 def gateway_app(
-    upstream: Upstream, metrics: HttpMetrics | None = None, tokens: Callable[[], Tokens] | None = None
+    upstream: Upstream,
+    metrics: HttpMetrics | None = None,
+    tokens: Callable[[], Tokens] | None = None,
+    issuer: "Issuer | None" = None,
 ) -> ASGIApp:
-    """The application; `upstream` is closed when it shuts down. Anybody may ask without `tokens`."""
+    """The application; `upstream` is closed when it shuts down. Anybody may ask without `tokens`.
+
+    `issuer` is whose JWTs are good beside them.
+    """
     metrics = metrics or HttpMetrics()
     inner: ASGIApp = WholeRequests(described_app(upstream, metrics))
     if tokens is not None:
-        inner = HttpAccess(inner, tokens, metrics, upstream.authorization)
+        inner = HttpAccess(inner, tokens, metrics, lambda: upstream.authorization, issuer)
     return Bookkeeping(inner, metrics)
 
 
@@ -48,6 +57,13 @@ def described_app(upstream: Upstream, metrics: HttpMetrics) -> FastAPI:
         version=plaudit.__version__,
         lifespan=lifespan,
         redoc_url=None,
+        telemetry={  # a span for each request, where services.rpc.tracing traces the process, and no more
+            "exclude": lambda scope: scope["path"] in OPERATIONS,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
     )
     app.state.upstream, app.state.metrics = upstream, metrics
     problems.install(app)

@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
-from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
+from services.rpc.arguments import (
+    HealthAddress,
+    Insecure,
+    OidcAudience,
+    OidcIssuer,
+    OidcJwks,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    TokensFile,
+)
 from services.rpc.logs import configure_logging
-from services.rpc.options import Security, ServerOptions
+from services.rpc.options import Security, ServerOptions, environment_file
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -40,14 +50,17 @@ def _main(
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCa = None,
     tokens: TokensFile = None,
+    oidc_issuer: OidcIssuer = None,
+    oidc_audience: OidcAudience = None,
+    oidc_jwks: OidcJwks = None,
     insecure: Insecure = False,
     health_address: HealthAddress = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at shutdown.")] = 20.0,
 ) -> None:
-    from services.gateway.server import (
-        serve,
-    )  # after the arguments are known to be right: FastAPI takes a second
+    # after the arguments are known to be right: FastAPI takes a second
+    from services.gateway.server import serve
+    from services.rpc.tracing import traced
 
     configure_logging(log_format)
     options = ServerOptions(
@@ -55,9 +68,11 @@ def _main(
         metrics_address,
         insecure,
         token=os.environ.get("PLAUDIT_TOKEN"),
+        token_file=environment_file("PLAUDIT_TOKEN_FILE"),
         grace_s=grace,
         log_format=log_format,
-        security=Security(tls_cert, tls_key, tls_client_ca, tokens),
+        security=Security(tls_cert, tls_key, tls_client_ca, tokens, oidc_issuer, oidc_audience, oidc_jwks),
         health_address=health_address,
     )
-    raise typer.Exit(asyncio.run(serve(reward, options)))
+    with traced("gateway"):
+        raise typer.Exit(asyncio.run(serve(reward, options)))

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,10 +21,9 @@ from services.gateway.access import CERTIFICATE, HealthAlone
 from services.gateway.app import gateway_app
 from services.gateway.metrics import HttpMetrics
 from services.gateway.upstream import Upstream
-from services.rpc.guard import open_files
+from services.rpc.guard import open_files, open_issuer
 from services.rpc.metrics import MetricsEndpoint
 from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
-from services.rpc.reloading import Reloading
 from services.rpc.tls import newest_context, open_context, subject_names
 
 BACKLOG = 2048
@@ -42,10 +41,10 @@ class Gateway:
         metrics = HttpMetrics()
         # PLAUDIT_TOKEN is the gateway's own, and opens nothing here.
         self._tokens, self._certificate = open_files(options.security, None, metrics, open_context)
+        self._issuer = open_issuer(options.security, metrics)
         tokens, certificate = self._tokens, self._certificate
-        app = gateway_app(
-            _upstream(reward, options), metrics, None if tokens is None else lambda: tokens.value
-        )
+        callers = None if tokens is None else lambda: tokens.value
+        app = gateway_app(_upstream(reward, options), metrics, callers, self._issuer)
         tls = None if certificate is None else newest_context(certificate)
         self._api = HttpServer(app, options.address, options.grace_s, tls)
         self._health: HttpServer | None = None
@@ -74,8 +73,8 @@ class Gateway:
 
     async def run_until_asked(self) -> None:
         """Serves until `ask_to_stop`; requests in flight then get their grace."""
-        files: Sequence[Reloading[Any] | None] = (self._tokens, self._certificate)
-        watches = [asyncio.create_task(file.watch()) for file in files if file]
+        watched = (self._tokens, self._certificate, self._issuer)
+        watches = [asyncio.create_task(each.watch()) for each in watched if each]
         try:
             await asyncio.gather(*(each.run_until_asked() for each in self._servers()))
         finally:
@@ -179,9 +178,11 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
 
 def _upstream(reward: Sequence[str], options: ServerOptions) -> Upstream:
     """Lends the gateway's own token only where the gateway asks who calls. Raises OptionError."""
-    token = (options.token or "") if options.security.tokens is not None else ""
+    token, file = "", None
+    if options.security.names_callers:
+        token, file = options.token or "", options.token_file
     try:
-        return Upstream(list(reward), token, options.insecure)
+        return Upstream(list(reward), token, options.insecure, file)
     except InvalidArgument as error:
         raise OptionError(f"--reward: {error.reason}") from None
 

@@ -3,6 +3,7 @@
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
@@ -50,14 +51,31 @@ on_behalf: ContextVar[OnBehalf] = ContextVar("on_behalf")
 class Upstream(AsyncRewardClient):
     """AsyncRewardClient whose calls carry the name, token, request id and deadline of `on_behalf`."""
 
-    def __init__(self, addresses: list[str], token: str = "", insecure: bool = False) -> None:
+    def __init__(
+        self,
+        addresses: list[str],
+        token: str = "",
+        insecure: bool = False,
+        token_file: Path | None = None,
+    ) -> None:
         """`token` is the gateway's own; it goes over the network in plaintext only where that is `insecure`.
 
-        Raises InvalidArgument for an address that can't be.
+        `token_file` holds it in its place, and is read again when it changes. Raises InvalidArgument for an
+        address or file that can't be.
         """
-        super().__init__(addresses, token=token, max_in_flight=MAX_IN_FLIGHT, insecure=insecure or None)
-        self.authorization = f"Bearer {self._token}" if self._token else ""
+        super().__init__(
+            addresses,
+            token=token if token_file is None else None,
+            token_file=token_file,
+            max_in_flight=MAX_IN_FLIGHT,
+            insecure=insecure or None,
+        )
+
+    @property
+    def authorization(self) -> str:
         """By which the gateway shows who it is itself."""
+        token = self._token.now()
+        return f"Bearer {token}" if token else ""
 
     async def _call(
         self,

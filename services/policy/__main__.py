@@ -1,10 +1,13 @@
 """`python -m services.policy`: serves the policy and takes its new weights."""
 
-from typer.core import TyperOption
+from services.packages import brought_by
 
-from services.policy.service import policy_service
-from services.rpc.command import ModelOptions, run_service
-from services.rpc.server import Service
+with brought_by("serve"):
+    from typer.core import TyperOption
+
+    from services.policy.service import policy_service
+    from services.rpc.command import ModelOptions, run_service
+    from services.rpc.server import Service
 
 _roots: list[str] = []
 WEIGHTS_ROOT = TyperOption(

@@ -25,14 +25,18 @@ _FINISH_REASONS = {
 
 
 def generation_request(
-    request: policy_pb2.GenerateRequest, engine: Engine, limits: CallLimits, deadline: float | None
+    request: policy_pb2.GenerateRequest,
+    engine: Engine,
+    limits: CallLimits,
+    deadline: float | None,
+    size: int = 0,
 ) -> GenerationRequest:
     """The request in token ids, with a seed for each prompt. Tokenises, which may take a while.
 
     Raises InvalidInput with the first violations found.
     """
     sampling = request.sampling
-    _check_count(request, limits)
+    count_sequences(request, limits)
     _refuse(_sampling_violations(sampling, engine.facts))
     asked = GenerationRequest(
         prompts=_encode_prompts(request, engine),
@@ -48,6 +52,7 @@ def generation_request(
         step_at_least=request.step_at_least if request.HasField("step_at_least") else None,
         step_exactly=request.step_exactly if request.HasField("step_exactly") else None,
         deadline=deadline,
+        size=size,
     )
     if asked.tokens > limits.max_tokens:
         text = f"with their responses hold up to {asked.tokens} tokens, a call at most {limits.max_tokens}"
@@ -129,7 +134,8 @@ def _top_p(sampling: policy_pb2.SamplingParams) -> float:
     return sampling.top_p if sampling.HasField("top_p") else 1.0
 
 
-def _check_count(request: policy_pb2.GenerateRequest, limits: CallLimits) -> None:
+def count_sequences(request: policy_pb2.GenerateRequest, limits: CallLimits) -> int:
+    """Responses asked for. Raises InvalidInput for none, and for more than a call may ask for."""
     samples = _samples(request)
     count = len(request.prompts) * samples
     if not request.prompts:
@@ -139,6 +145,7 @@ def _check_count(request: policy_pb2.GenerateRequest, limits: CallLimits) -> Non
     if count > limits.max_items:
         text = f"ask for {count} responses, a call may for {limits.max_items}; split it"
         raise InvalidInput.at("prompts", text)
+    return count
 
 
 def _refuse(violations: Iterator[Violation]) -> None:

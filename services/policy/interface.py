@@ -125,6 +125,8 @@ class GenerationRequest:
     step_exactly: int | None = None
     deadline: float | None = None
     """A `time.monotonic()` after which nobody wants the result."""
+    size: int = 0
+    """Bytes of the message it came in."""
 
     @property
     def sequences(self) -> int:

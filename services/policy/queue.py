@@ -3,8 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from services.batching import WAITING_CALLS, CallLimits
-from services.errors import Overloaded
+from services.batching import CallLimits, room_for
 from services.policy.interface import Generation
 
 
@@ -21,16 +20,26 @@ class RequestQueue:
 
     def __init__(self, limits: CallLimits) -> None:
         """Holds a few calls of the largest size."""
-        self._max_items = WAITING_CALLS * limits.max_items
-        self._max_tokens = WAITING_CALLS * limits.max_tokens
+        self.room = room_for(limits)
         self._waiting: list[Waiting] = []
-        self.waiting_items = 0
-        """Responses that wait or grow."""
-        self.waiting_tokens = 0
-        """Tokens of them and their prompts, at most."""
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def waiting_items(self) -> int:
+        """Responses that wait or grow, or whose prompts are made ready."""
+        return self.room.items
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of them and their prompts, at most."""
+        return self.room.tokens
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that asked for them."""
+        return self.room.bytes
 
     @property
     def generations(self) -> list[Generation]:
@@ -40,13 +49,7 @@ class RequestQueue:
     def admit(self, generation: Generation) -> None:
         """Puts a request at the end. Raises Overloaded."""
         request = generation.request
-        items = self.waiting_items + request.sequences
-        tokens = self.waiting_tokens + request.tokens
-        if items > self._max_items or tokens > self._max_tokens:
-            raise Overloaded(
-                f"{self.waiting_items} responses, {self.waiting_tokens} tokens wait already; try again later"
-            )
-        self.waiting_items, self.waiting_tokens = items, tokens
+        self.room.take(request.sequences, request.tokens, request.size)
         self._waiting.append(Waiting(generation))
 
     def take(self, rows: int) -> list[Waiting]:
@@ -64,8 +67,8 @@ class RequestQueue:
     def release(self, generation: Generation) -> None:
         """The request has ended, wherever it was."""
         self._waiting = [waiting for waiting in self._waiting if waiting.generation is not generation]
-        self.waiting_items -= generation.request.sequences
-        self.waiting_tokens -= generation.request.tokens
+        request = generation.request
+        self.room.release(request.sequences, request.tokens, request.size)
 
     def _companions(self, first: Waiting, room: int) -> list[Waiting]:
         found = []

@@ -30,7 +30,7 @@ def policy_service(
 
     Raises InputError for a folder that isn't there.
     """
-    metrics, readiness = ServerMetrics(), Readiness()
+    metrics, readiness, limits = ServerMetrics(), Readiness(), limits or CallLimits()
 
     def on_version(version: Version) -> None:
         facts = plane.engine.facts
@@ -45,7 +45,7 @@ def policy_service(
 
     plane = PolicyDataPlane(
         lambda: _load_model(options),
-        limits or CallLimits(),
+        limits,
         PolicyMetrics(metrics.registry),
         on_version,
         WeightsRoots(weights_roots),
@@ -65,6 +65,7 @@ def policy_service(
         drain=plane.close,
         metrics=metrics,
         readiness=readiness,
+        max_request_bytes=limits.max_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from services.policy import convert
 from services.policy.dataplane import PolicyDataPlane
 from services.rpc.calls import deadline_of
 from services.rpc.quotas import charge
+from services.rpc.readable import request_size
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -22,10 +23,12 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GenerateRequest, context: "Context"
     ) -> policy_pb2.GenerateResponse:
         """Samples responses to every prompt."""
-        plane, deadline = self._plane, deadline_of(context)
-        asked = await plane.tokenize(
-            lambda: convert.generation_request(request, plane.engine, plane.limits, deadline)
-        )
+        plane, deadline, size = self._plane, deadline_of(context), request_size.get()
+        count = convert.count_sequences(request, plane.limits)
+        with plane.engine.queue.room.reserve(count, size):  # else what waits to be read would have no bound
+            asked = await plane.tokenize(
+                lambda: convert.generation_request(request, plane.engine, plane.limits, deadline, size)
+            )
         charge(asked.tokens)
         responses, version = await plane.generate(asked)
         return convert.generate_response(asked, responses, plane.engine.facts, version)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits
+from services.batching import Batcher, Caller, CallLimits, room_for
 from services.compute import ComputeThread
 from services.reference.items import Engine, Item, ModelFacts
 
@@ -29,20 +29,23 @@ class ReferenceDataPlane:
         self.batcher = Batcher(
             self._run_batch,
             token_budget=self._engine.token_budget,
-            max_items=WAITING_CALLS * self.limits.max_items,
-            max_tokens=WAITING_CALLS * self.limits.max_tokens,
+            room=room_for(self.limits),
         )
 
     async def close(self) -> None:
         """Ends the thread."""
         await self._computing.close()
 
-    async def logprobs(self, items: Sequence[Item], caller: Caller) -> list[list[float]]:
-        """One list per item, of one call: they share a temperature.
+    def admit(self, items: int, size: int, caller: Caller) -> None:
+        """Decides about a call before any of its work. Raises Overloaded, as Room.admit does."""
+        self.batcher.room.admit(min(items, self.limits.max_items), size, caller.who, caller.deadline)
+
+    async def logprobs(self, items: Sequence[Item], caller: Caller, size: int) -> list[list[float]]:
+        """One list per item, of one call of `size` bytes: they share a temperature.
 
         Raises Overloaded, TooLate, and ArithmeticError where the model's output is no number.
         """
-        rows = await self.batcher.submit(items, [len(item.ids) for item in items], caller)
+        rows = await self.batcher.submit(items, [len(item.ids) for item in items], caller, size)
         for index, row in enumerate(rows):
             if not all(map(math.isfinite, row)):
                 raise ArithmeticError(f"log-probabilities of sequence {index} are not finite")

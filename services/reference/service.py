@@ -25,7 +25,8 @@ def reference_service(
         raise InputError("--special-tokens-in-text", "the reference reads token ids only; leave it out")
     metrics = ServerMetrics()
     make_engine = load_engine or _load_engine
-    plane = ReferenceDataPlane(lambda: make_engine(options), limits or CallLimits())
+    limits = limits or CallLimits()
+    plane = ReferenceDataPlane(lambda: make_engine(options), limits)
     reference_metrics = ReferenceMetrics(metrics.registry)
     servicer = ReferenceServicer(plane, reference_metrics)
 
@@ -44,6 +45,7 @@ def reference_service(
         load=load,
         drain=plane.close,
         metrics=metrics,
+        max_request_bytes=limits.max_bytes,
     )
 
 

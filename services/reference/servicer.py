@@ -9,6 +9,7 @@ from services.reference.dataplane import ReferenceDataPlane
 from services.reference.metrics import ReferenceMetrics
 from services.rpc.calls import caller_of, deadline_of
 from services.rpc.quotas import charge
+from services.rpc.readable import request_size
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -25,11 +26,12 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         self, request: reference_pb2.ComputeLogprobsRequest, context: "Context"
     ) -> reference_pb2.ComputeLogprobsResponse:
         """Log-probabilities of each sequence from its start on."""
-        facts = self._plane.facts
+        facts, size = self._plane.facts, request_size.get()
+        caller = Caller(caller_of(context), deadline=deadline_of(context))
+        self._plane.admit(len(request.sequences), size, caller)
         items = convert.items(request, facts, self._plane.limits)
         charge(sum(len(item.ids) for item in items))
-        caller = Caller(caller_of(context), deadline=deadline_of(context))
-        rows = await self._plane.logprobs(items, caller)
+        rows = await self._plane.logprobs(items, caller, size)
         self._metrics.count(items)
         return convert.compute_logprobs_response(rows, facts)
 

@@ -1,7 +1,10 @@
 """`python -m services.reward`: serves a reward model."""
 
-from services.reward.service import reward_service
-from services.rpc.command import run_service
+from services.packages import brought_by
+
+with brought_by("serve"):
+    from services.reward.service import reward_service
+    from services.rpc.command import run_service
 
 if __name__ == "__main__":
     run_service(

@@ -24,8 +24,8 @@ WEIGHTS = {
 }
 
 
-def options(message: reward_pb2.ScoreOptions, caller: str, deadline: float | None) -> Options:
-    """How to score. Raises InvalidInput."""
+def options(message: reward_pb2.ScoreOptions, caller: str, deadline: float | None, size: int) -> Options:
+    """How to score what came in `size` bytes. Raises InvalidInput."""
     for name, value, known in (
         ("truncation", message.truncation, TRUNCATIONS),
         ("priority", message.priority, WEIGHTS),
@@ -39,6 +39,7 @@ def options(message: reward_pb2.ScoreOptions, caller: str, deadline: float | Non
         deadline=deadline,
         deterministic=message.deterministic,
         charge=charge,
+        size=size,
     )
 
 
@@ -69,6 +70,11 @@ def rank_items(request: reward_pb2.RankRequest, limits: CallLimits) -> list[Item
     check_count(len(request.candidates), "candidates", limits)
     if request.HasField("top_n") and request.top_n < 1:
         raise InvalidInput.at("top_n", "is 0; use 1 or more, or leave it out for all")
+    prompt = len(request.text) + sum(len(turn.content) for turn in request.chat.messages)
+    size = sum(prompt + len(candidate) for candidate in request.candidates)
+    if size > limits.max_bytes:
+        text = f"hold {size} characters, each with the prompt, a call at most {limits.max_bytes}; split it"
+        raise InvalidInput.at("candidates", text)
     return _responses(request, request.candidates)
 
 
@@ -123,7 +129,7 @@ def check_tokenizer(
             f"{facts.tokenizer_sha256[:12]}…; send text instead",
         )
     if has_ids and not tokenizer_sha256:
-        raise InvalidInput.at("tokenizer_sha256", "is needed with token_ids; GetModel tells the model's")
+        raise InvalidInput.at("tokenizer_sha256", "is needed with token_ids; say which tokenizer made them")
 
 
 def _responses(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lm.errors import InputError
-from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits, Done
+from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits, Done, room_for
 from services.compute import ComputeThread
 from services.errors import InvalidInput
 from services.reward.config import ModelSpec
@@ -15,6 +15,8 @@ from services.reward.items import Component, Encoded, Engine, Item, ModelFacts, 
 
 Outputs = tuple[float, ...]
 """What the network says of an item: one number per attribute."""
+SLICE_ITEMS = 32
+"""Items that are tokenised in one go."""
 
 
 class PlainModel:
@@ -28,7 +30,8 @@ class PlainModel:
         self._spec = spec
         self._limits = limits
         self._load_engine = load_engine
-        self._tokenizing = ComputeThread(f"{spec.name}-tokenizer")
+        # As many calls as there may be items: the batcher's room bounds them.
+        self._tokenizing = ComputeThread(f"{spec.name}-tokenizer", 2 * WAITING_CALLS * limits.max_items)
         self._computing = ComputeThread(f"{spec.name}-compute")
         self._engine: Engine
         self._weights: tuple[float, ...]
@@ -62,6 +65,11 @@ class PlainModel:
         """Their tokens."""
         return self.batcher.waiting_tokens
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that they came in."""
+        return self.batcher.waiting_bytes
+
     async def load(self) -> None:
         """Loads the engine in the compute thread; raises what loading raises, and InputError for weights."""
         self._engine = await self._computing.run(self._load_engine)
@@ -69,8 +77,7 @@ class PlainModel:
         self.batcher = Batcher(
             self._run_batch,
             token_budget=self._engine.token_budget,
-            max_items=WAITING_CALLS * self._limits.max_items,
-            max_tokens=WAITING_CALLS * self._limits.max_tokens,
+            room=room_for(self._limits),
             cache_items=self._spec.cache_items,
         )
 
@@ -84,10 +91,9 @@ class PlainModel:
     ) -> list[Pending]:
         """As RewardModel.begin."""
         since = time.perf_counter()
-        with self.batcher.reserve(len(items)):  # else what waits to be tokenised would have no bound
-            encoded = await self._tokenizing.run(
-                self._encode_all, items, fields, options.truncation, deadline=options.deadline
-            )
+        # Else what waits to be tokenised would have no bound.
+        with self.batcher.room.reserve(len(items), options.size, options.who):
+            encoded = await self._tokenize(items, fields, options)
         seconds = time.perf_counter() - since
         sequences = [one for one in encoded if isinstance(one, Encoded)]
         futures = iter(self._put(sequences, options))
@@ -99,9 +105,25 @@ class PlainModel:
 
         return [pending(one) for one in encoded]
 
-    async def wait_for_room(self, items: int) -> None:
+    def admit(self, items: int, options: Options) -> None:
+        """As RewardModel.admit."""
+        self.batcher.room.admit(items, options.size, options.who, options.deadline)
+
+    async def wait_for_room(self, items: int, options: Options) -> None:
         """As RewardModel.wait_for_room."""
-        await self.batcher.wait_for_room(items)
+        await self.batcher.room.wait(items, options.size, options.who)
+
+    async def _tokenize(
+        self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options
+    ) -> list[Encoded | InputError | InvalidInput]:
+        """In slices, between which other calls have their turns: one of few items waits for no large one."""
+        encoded: list[Encoded | InputError | InvalidInput] = []
+        for start in range(0, len(items), SLICE_ITEMS):
+            piece = slice(start, start + SLICE_ITEMS)
+            encoded += await self._tokenizing.run(
+                self._encode_all, items[piece], fields[piece], options.truncation, deadline=options.deadline
+            )
+        return encoded
 
     def _put(self, sequences: Sequence[Encoded], options: Options) -> "list[asyncio.Future[Done[Outputs]]]":
         lengths = [len(one.ids) for one in sequences]
@@ -112,7 +134,7 @@ class PlainModel:
         options.charge(sum(lengths))
         caller = Caller(options.caller, options.weight, options.deadline)
         keys = None if options.deterministic else [(one.ids, one.type_ids) for one in sequences]
-        return self.batcher.put(sequences, lengths, caller, keys)
+        return self.batcher.put(sequences, lengths, caller, keys, options.size)
 
     async def _run_batch(self, batch: Sequence[Encoded], deadline: float | None) -> list[Outputs]:
         return await self._computing.run(self._engine.score, list(batch), deadline=deadline)

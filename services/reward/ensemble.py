@@ -73,6 +73,16 @@ class Ensemble:
         """Of all members together."""
         return sum(member.waiting_tokens for member in self._members)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of all members together."""
+        return sum(member.waiting_bytes for member in self._members)
+
+    def admit(self, items: int, options: Options) -> None:
+        """As RewardModel.admit."""
+        for member in self._members:
+            member.admit(items, options)
+
     async def begin(
         self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options
     ) -> list[Pending]:
@@ -88,10 +98,10 @@ class Ensemble:
             raise failed
         return [self._together(parts) for parts in zip(*answers, strict=True)]
 
-    async def wait_for_room(self, items: int) -> None:
+    async def wait_for_room(self, items: int, options: Options) -> None:
         """As RewardModel.wait_for_room."""
         for member in self._members:
-            await member.wait_for_room(items)
+            await member.wait_for_room(items, options)
 
     def _together(self, parts: Sequence[Pending]) -> Pending:
         def finish(results: Sequence[object]) -> Answer:

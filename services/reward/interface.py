@@ -29,8 +29,15 @@ class Options:
     """`time.monotonic()`"""
     deterministic: bool = False
     """In batches of its own."""
+    size: int = 0
+    """Bytes of the message that the items came in."""
     charge: Callable[[int], None] = lambda tokens: None
     """Hears of the tokens before they are put in the queue; may raise QuotaExceeded."""
+
+    @property
+    def who(self) -> tuple[str, float]:
+        """Whose turns they are."""
+        return self.caller, self.weight
 
 
 @dataclass(frozen=True, order=True)
@@ -120,6 +127,18 @@ class RewardModel(Protocol):
         """Their tokens."""
         ...
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that they came in."""
+        ...
+
+    def admit(self, items: int, options: Options) -> None:
+        """Decides about a call of so many items before any of its work; `begin` comes right after it.
+
+        Raises Overloaded where the queue is full, or can't serve them within the deadline.
+        """
+        ...
+
     async def begin(
         self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options
     ) -> list[Pending]:
@@ -130,7 +149,7 @@ class RewardModel(Protocol):
         """
         ...
 
-    async def wait_for_room(self, items: int) -> None:
+    async def wait_for_room(self, items: int, options: Options) -> None:
         """Returns when the queue would take so many more items."""
         ...
 

@@ -33,6 +33,12 @@ class RewardMetrics:
         self._waiting_tokens = Gauge(
             "plaudit_reward_waiting_tokens", "Tokens of those items.", ("model",), registry=registry
         )
+        self._waiting_bytes = Gauge(
+            "plaudit_reward_waiting_bytes",
+            "Bytes of the messages that they came in.",
+            ("model",),
+            registry=registry,
+        )
         self._cache_hits = Counter(
             "plaudit_reward_cache_hits",
             "Items that were not computed, since their score had been kept.",
@@ -55,5 +61,6 @@ class RewardMetrics:
         batcher = network.batcher
         self._waiting_items.labels(network.name).set_function(lambda: batcher.waiting_items)
         self._waiting_tokens.labels(network.name).set_function(lambda: batcher.waiting_tokens)
+        self._waiting_bytes.labels(network.name).set_function(lambda: batcher.waiting_bytes)
         self._batches.watch(batcher, network.name)
         batcher.on_cache_hit = self._cache_hits.labels(network.name).inc

@@ -43,7 +43,7 @@ class RewardModels:
         """The model of this name; the default for an empty one. Raises UnknownName."""
         name = name or next(iter(self._models))
         if name not in self._models:
-            raise UnknownName("model", name)
+            raise UnknownName("model", name, list(self._models))
         return self._models[name]
 
     async def load(self) -> None:

@@ -16,6 +16,7 @@ from services.rpc.calls import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
 from services.rpc.metrics import release
 from services.rpc.quotas import charge
+from services.rpc.readable import request_size
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context
@@ -68,21 +69,25 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return oip_convert.metadata_response(model)
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: "Context") -> oip.ModelInferResponse:
-        """Scores pairs. A tensor has no place for an error, so one bad row fails the call and is named."""
+        """Scores pairs. A tensor has no place for an error: a bad row fails the call, or is NaN if asked."""
         model = self._models.get(request.model_name)
         oip_convert.check_version(request.model_version, model)
         outputs = oip_convert.outputs(request)
-        items = oip_convert.pairs(request, self._models.limits.max_items)
+        asked = oip_convert.parameters(request)
         options = Options(
-            oip_convert.truncation(request),
+            asked["truncation"],
             caller=caller_of(context),
             deadline=deadline_of(context),
             charge=charge,
+            size=request_size.get(),
         )
+        model.admit(oip_convert.declared_rows(request, self._models.limits.max_items), options)
+        items = oip_convert.pairs(request, self._models.limits.max_items)
         try:
             scored = await score(model, items, oip_convert.fields(len(items)), options)
             self._metrics.count(scored.outcomes)
-            scores = answers.all_scores(scored.outcomes)
+            if asked["bad_rows"] == "error":
+                answers.all_scores(scored.outcomes)
         except InvalidInput as error:
             raise oip_convert.renamed(error) from None
-        return oip_convert.infer_response(request, model, outputs, scores)
+        return oip_convert.infer_response(request, model, outputs, scored.outcomes)

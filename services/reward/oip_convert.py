@@ -1,17 +1,21 @@
 """Between the open inference protocol's messages and the reward service's own words."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.errors import InvalidInput, UnknownName, Violation
 from services.oip import open_inference_pb2 as oip
-from services.reward.interface import TRUNCATIONS, RewardModel
+from services.reward import answers
+from services.reward.interface import TRUNCATIONS, Outcome, RewardModel
 from services.reward.items import Pair, Score
 from services.reward.oip_tensors import add_output, raw_contents, read_elements
 
 PLATFORM = "pytorch_transformers"
 INPUTS = ("prompt", "response")
+PARAMETERS = {"truncation": TRUNCATIONS, "bad_rows": ("error", "nan")}
+"""What may be asked for by name; the first value if it isn't."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Output:
 
     datatype: str
     read: Callable[[Score], float]
+    without: float = 0
+    """In place of a bad row's, where that was asked for."""
 
 
 OUTPUTS = {
-    "reward": Output("FP32", lambda score: score.reward),
-    "raw_reward": Output("FP32", lambda score: score.raw_reward),
+    "reward": Output("FP32", lambda score: score.reward, math.nan),
+    "raw_reward": Output("FP32", lambda score: score.raw_reward, math.nan),
     "token_count": Output("UINT32", lambda score: score.token_count),
     "truncated_tokens": Output("UINT32", lambda score: score.truncated_tokens),
 }
@@ -42,19 +48,19 @@ def pairs(request: oip.ModelInferRequest, max_rows: int) -> list[Pair | InvalidI
     return [_pair(index, *row) for index, row in enumerate(zip(prompts, responses, strict=True))]
 
 
-def truncation(request: oip.ModelInferRequest) -> str:
-    """What happens to rows that are too long. Raises InvalidInput for any other parameter."""
+def declared_rows(request: oip.ModelInferRequest, max_rows: int) -> int:
+    """Rows as the first shape tells them, right or wrong, at most `max_rows`: before anything is read."""
+    shape = request.inputs[0].shape if request.inputs else ()
+    return min(max(0, shape[0]), max_rows) if shape else 0
+
+
+def parameters(request: oip.ModelInferRequest) -> dict[str, str]:
+    """The value of each of PARAMETERS. Raises InvalidInput for any other parameter or value."""
     for name in request.parameters:
-        if name != "truncation":
-            raise InvalidInput.at(f"parameters.{name}", "isn't known; the one there is is truncation")
-    if "truncation" not in request.parameters:
-        return "error"
-    found = request.parameters["truncation"].string_param
-    if found not in TRUNCATIONS:
-        raise InvalidInput.at(
-            "parameters.truncation", f"is {found!r}; use {', '.join(TRUNCATIONS)}, as a string"
-        )
-    return found
+        if name not in PARAMETERS:
+            known = " and ".join(PARAMETERS)
+            raise InvalidInput.at(f"parameters.{name}", f"isn't known; those there are: {known}")
+    return {name: _parameter(request, name, values) for name, values in PARAMETERS.items()}
 
 
 def outputs(request: oip.ModelInferRequest) -> list[str]:
@@ -94,16 +100,19 @@ def renamed(error: InvalidInput) -> InvalidInput:
 
 
 def infer_response(
-    request: oip.ModelInferRequest, model: RewardModel, outputs: Sequence[str], scores: Sequence[Score]
+    request: oip.ModelInferRequest, model: RewardModel, outputs: Sequence[str], outcomes: Sequence[Outcome]
 ) -> oip.ModelInferResponse:
-    """A tensor for each of `outputs`, in raw contents if the inputs came so."""
+    """A tensor for each of `outputs`, in raw contents if the inputs came so; why bad rows have no score."""
     response = oip.ModelInferResponse(
         model_name=model.name, model_version=model.facts.weights_sha256, id=request.id
     )
     for name in outputs:
         output = OUTPUTS[name]
-        values = [output.read(score) for score in scores]
+        values = [output.read(each) if isinstance(each, Score) else output.without for each in outcomes]
         add_output(response, name, output.datatype, values, raw=bool(request.raw_input_contents))
+    for row, each in enumerate(outcomes):
+        if not isinstance(each, Score):
+            response.parameters[f"bad_rows[{row}]"].string_param = _told(each)
     return response
 
 
@@ -117,6 +126,20 @@ def metadata_response(model: RewardModel) -> oip.ModelMetadataResponse:
         inputs=[tensor(name=each, datatype="BYTES", shape=[-1]) for each in INPUTS],
         outputs=[tensor(name=each, datatype=OUTPUTS[each].datatype, shape=[-1]) for each in OUTPUTS],
     )
+
+
+def _parameter(request: oip.ModelInferRequest, name: str, values: Sequence[str]) -> str:
+    if name not in request.parameters:
+        return values[0]
+    found = request.parameters[name].string_param
+    if found not in values:
+        raise InvalidInput.at(f"parameters.{name}", f"is {found!r}; use {', '.join(values)}, as a string")
+    return found
+
+
+def _told(error: Exception) -> str:
+    violations = answers.violations(error)
+    return str(renamed(InvalidInput(violations)) if violations else error)
 
 
 def _columns(request: oip.ModelInferRequest, max_rows: int) -> dict[str, list[bytes]]:

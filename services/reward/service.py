@@ -28,7 +28,8 @@ def reward_service(
     """The service, nothing loaded yet. Raises InputError for a wrong file of models."""
     metrics = ServerMetrics()
     reward_metrics = RewardMetrics(metrics.registry)
-    models = RewardModels(model_specs(options), load_engine or _load_engine, limits or CallLimits())
+    limits = limits or CallLimits()
+    models = RewardModels(model_specs(options), load_engine or _load_engine, limits)
     readiness = Readiness(oip.ALWAYS)
 
     def register(server: aio.Server) -> None:
@@ -55,6 +56,7 @@ def reward_service(
         drain=models.close,
         metrics=metrics,
         readiness=readiness,
+        max_request_bytes=limits.max_bytes,
     )
 
 

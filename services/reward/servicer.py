@@ -13,6 +13,7 @@ from services.reward.ranking import preference
 from services.reward.stream import ScoreStreamCall
 from services.rpc.calls import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
+from services.rpc.readable import request_size
 from services.rpc.tracing import note
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: "Context") -> reward_pb2.ScoreResponse:
         """Scores items; each has a score or an error of its own."""
-        model = self._models.get(request.options.model)
+        model, options = self._admit(request.options, len(request.items), context)
         items = convert.items(request, model.facts, self._models.limits)
         fields = [f"items[{index}]" for index in range(len(items))]
-        scored = await score(model, items, fields, _options(request.options, context))
+        scored = await score(model, items, fields, options)
         self._metrics.count(scored.outcomes)
         if request.all_or_nothing:
             answers.all_scores(scored.outcomes)
@@ -58,10 +59,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
     async def Rank(self, request: reward_pb2.RankRequest, context: "Context") -> reward_pb2.RankResponse:
         """Orders the responses to one prompt."""
-        model = self._models.get(request.options.model)
+        model, options = self._admit(request.options, len(request.candidates), context)
         items = convert.rank_items(request, self._models.limits)
         fields = [f"candidates[{index}]" for index in range(len(items))]
-        scored = await self._score_responses(model, request, items, fields, context)
+        scored = await self._score_responses(model, request, items, fields, options)
         if request.all_or_nothing:
             answers.all_scores(scored.outcomes)
         response = reward_pb2.RankResponse(
@@ -75,10 +76,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.CompareRequest, context: "Context"
     ) -> reward_pb2.CompareResponse:
         """Says how probably the first response is preferred to the second."""
-        model = self._models.get(request.options.model)
+        model, options = self._admit(request.options, 2, context)
         temperature = convert.temperature(request, model.compare_temperature)
         items = convert.compare_items(request)
-        scored = await self._score_responses(model, request, items, ("first", "second"), context)
+        scored = await self._score_responses(model, request, items, ("first", "second"), options)
         first, second = answers.all_scores(scored.outcomes)
         with_components = request.options.include_components
         return reward_pb2.CompareResponse(
@@ -102,15 +103,23 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         """Names the models."""
         return answers.list_models_response(self._models.all)
 
+    def _admit(
+        self, message: reward_pb2.ScoreOptions, count: int, context: "Context"
+    ) -> tuple[RewardModel, Options]:
+        """Decides about a call of so many items, none of which has been looked at. Raises Overloaded."""
+        model, options = self._models.get(message.model), _options(message, context)
+        model.admit(min(count, self._models.limits.max_items), options)
+        return model, options
+
     async def _score_responses(
         self,
         model: RewardModel,
         request: reward_pb2.RankRequest | reward_pb2.CompareRequest,
         items: Sequence[Item],
         fields: Sequence[str],
-        context: "Context",
+        options: Options,
     ) -> Scored:
-        scored = await score(model, items, fields, _options(request.options, context))
+        scored = await score(model, items, fields, options)
         self._metrics.count(scored.outcomes)
         outcomes = answers.outside_paths(scored.outcomes, fields, len(request.chat.messages))
         return Scored(outcomes, scored.timing)
@@ -123,4 +132,4 @@ def _timing(timing: Timing) -> reward_pb2.Timing:
 
 
 def _options(message: reward_pb2.ScoreOptions, context: "Context") -> Options:
-    return convert.options(message, caller_of(context), deadline_of(context))
+    return convert.options(message, caller_of(context), deadline_of(context), request_size.get())

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from plaudit.v1 import reward_pb2
-from services.errors import InvalidInput, NotServing, Overloaded, QuotaExceeded
+from services.errors import InvalidInput, NotServing, Overloaded
 from services.reward import answers, convert
 from services.reward.interface import Options, Outcome, Pending, RewardModel, Timing
 from services.reward.items import Item
 from services.reward.models import STREAM_WINDOW, RewardModels
+from services.rpc.readable import request_size
 
 MOST_RESULTS = 256
 """Results in one message."""
@@ -110,14 +112,14 @@ class ScoreStreamCall:
 
     async def _enqueue(self, items: Sequence[Item | InvalidInput]) -> list[Pending]:
         """A full queue or quota makes a stream wait: its caller sees that it can't write; nothing is lost."""
+        options = replace(self._options, size=request_size.get())
         while True:
-            await self._model.wait_for_room(len(items))
+            await self._model.wait_for_room(len(items), options)
             try:
-                return await self._model.begin(items, ["item"] * len(items), self._options)
-            except QuotaExceeded as error:
+                self._model.admit(len(items), options)
+                return await self._model.begin(items, ["item"] * len(items), options)
+            except Overloaded as error:  # of the caller's quota, or others were told to come before it
                 await asyncio.sleep(error.retry_after)
-            except Overloaded:  # another caller was quicker
-                continue
 
     def _check_ids(self, request: reward_pb2.ScoreStreamRequest) -> None:
         seen: set[str] = set()

@@ -1,23 +1,27 @@
 """Who calls, and whether they may: everything is closed but to those who hold its scope.
 
-A caller shows a token (`authorization: Bearer TOKEN`) or, where TLS asks for one, its certificate. A call
-that has begun goes to its end; in a stream, each message is held against the tokens again, so one whose
-token is revoked or expires ends with its next message.
+A caller shows a token or a JWT (`authorization: Bearer TOKEN`) or, where TLS asks for one, its certificate.
+A call that has begun goes to its end; in a stream, each message is held against the tokens again, so one
+whose token is revoked or expires ends with its next message.
 """
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from services.errors import Overloaded, PermissionDenied, Unauthenticated
+from services.errors import NotServing, Overloaded, PermissionDenied, Unauthenticated
 from services.rpc.calls import Call, CallInterceptor
 from services.rpc.failures import Failures
 from services.rpc.metrics import SecurityMetrics
 from services.rpc.scopes import OPEN, scope_of
 from services.rpc.tls import certificate_names
-from services.rpc.tokens import Identity, Tokens, identity
+from services.rpc.tokens import Identity, Refused, Tokens, identity
+
+if TYPE_CHECKING:
+    from services.rpc.oidc import Issuer  # brings what verifies JWTs, which most servers do without
 
 MOST_KNOWN = 4096
 """Callers that are remembered to have been right."""
@@ -41,6 +45,12 @@ class Shown:
     """Those in its certificate."""
 
     @property
+    def token(self) -> str | None:
+        """What is in the header; None if that is something else."""
+        scheme, _, token = (self.authorization or "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+
+    @property
     def credential(self) -> int:
         """Stands for what is shown; a keyed hash, made anew by each process."""
         return hash(self.names if self.authorization is None else self.authorization)
@@ -50,12 +60,13 @@ class Admission:
     """Tells who calls and turns away who may not, over gRPC and over HTTP."""
 
     def __init__(
-        self, tokens: Callable[[], Tokens], metrics: SecurityMetrics, failures: Failures | None = None
+        self, tokens: Callable[[], Tokens], metrics: SecurityMetrics, issuer: "Issuer | None" = None
     ) -> None:
-        """`tokens` tells who may call now."""
+        """`tokens` tells who may call now, and `issuer` whose a JWT is, where those are good."""
         self._tokens = tokens
+        self._issuer = issuer
         self._metrics = metrics
-        self._failures = failures or Failures()
+        self._failures = Failures()
         self._known: OrderedDict[int, None] = OrderedDict()
 
     def listen_to(self, shown: Shown) -> None:
@@ -68,24 +79,54 @@ class Admission:
             self._metrics.refused.labels("failures").inc()
             raise Overloaded(f"too many calls of this peer failed; come back in {wait:.2f} s", wait)
 
-    def identify(self, shown: Shown) -> Identity:
-        """Whose credential it is. Raises Unauthenticated."""
-        tokens = self._tokens()
-        if shown.authorization is not None:
-            scheme, _, token = shown.authorization.partition(" ")
-            found = tokens.of_token(token.strip())
-            if scheme.lower() != "bearer" or found is None:
-                raise self._unknown(shown, "unknown", "the token opens nothing here: wrong, or revoked")
-        else:
-            found = tokens.of_certificate(shown.names)
-            if found is None and shown.names:
-                words = f"the certificate of {', '.join(shown.names)} opens nothing"
-                raise self._unknown(shown, "unknown", words)
-        if found is None:
-            raise self._unknown(shown, "missing", "no token; send 'authorization: Bearer TOKEN'")
+    async def identify(self, shown: Shown) -> Identity:
+        """Whose credential it is. Raises Unauthenticated, and NotServing where it can't be told just now."""
+        if self._issuer is not None and (token := self._jwt(shown)) is not None:
+            with self._telling(shown):
+                await self._issuer.learn(token)
+        return self.identify_again(shown)
+
+    def identify_again(self, shown: Shown) -> Identity:
+        """As `identify`, at once: for those that it has identified."""
+        found = self._found(shown)
         if found.is_expired:
             raise self._unknown(shown, "expired", f"the token or certificate of {found.name!r} has expired")
         return found
+
+    def _found(self, shown: Shown) -> Identity:
+        tokens = self._tokens()
+        if self._issuer is not None and (token := self._jwt(shown)) is not None:
+            with self._telling(shown):
+                return replace(self._issuer.identity_of(token), quota=tokens.default)
+        if shown.authorization is not None:
+            found = None if shown.token is None else tokens.of_token(shown.token)
+            words = "the token opens nothing here: wrong, or revoked"
+        else:
+            found = tokens.of_certificate(shown.names)
+            words = f"the certificate of {', '.join(shown.names)} opens nothing" if shown.names else ""
+        if found is None and words:
+            raise self._unknown(shown, "unknown", words)
+        if found is None:
+            raise self._unknown(shown, "missing", "no token; send 'authorization: Bearer TOKEN'")
+        return found
+
+    def _jwt(self, shown: Shown) -> str | None:
+        """What is shown, if it looks like a JWT and isn't in the tokens file."""
+        token = shown.token
+        if token is None or token.count(".") != 2 or self._tokens().of_token(token) is not None:
+            return None
+        return token
+
+    @contextmanager
+    def _telling(self, shown: Shown) -> Iterator[None]:
+        """Raises what a JWT is refused for as other refusals are."""
+        try:
+            yield
+        except Refused as refused:
+            raise self._unknown(shown, refused.reason, str(refused)) from None
+        except NotServing:  # which is no failure of the peer's
+            self._metrics.refused.labels("keys").inc()
+            raise
 
     def check_scope(self, shown: Shown, caller: Identity, scope: str | None) -> None:
         """Raises PermissionDenied unless `caller` has the scope; None is nobody's."""
@@ -127,12 +168,17 @@ class Access(CallInterceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        """Raises Unauthenticated, PermissionDenied, and Overloaded for a peer that fails all the time."""
-        if scope_of(call.service, call.method) != OPEN:
+        """Raises Unauthenticated, PermissionDenied, and Overloaded for a peer that fails all the time.
+
+        NotServing where a JWT comes while its issuer's keys can't be had.
+        """
+        if (scope := scope_of(call.service, call.method)) != OPEN:
             shown = _shown(call)
             self._admission.listen_to(shown)
-            identity.set(self._admit(call, shown))
+            found = await self._admission.identify(shown)
+            self._admission.check_scope(shown, found, scope)
             self._admission.remember(shown)
+            identity.set(found)
         yield
 
     def received(self, call: Call, request: object) -> None:
@@ -146,13 +192,9 @@ class Access(CallInterceptor):
             self._look_again(call)
 
     def _look_again(self, call: Call) -> None:
-        if scope_of(call.service, call.method) != OPEN:
-            self._admit(call, _shown(call))
-
-    def _admit(self, call: Call, shown: Shown) -> Identity:
-        found = self._admission.identify(shown)
-        self._admission.check_scope(shown, found, scope_of(call.service, call.method))
-        return found
+        if (scope := scope_of(call.service, call.method)) != OPEN:
+            shown = _shown(call)
+            self._admission.check_scope(shown, self._admission.identify_again(shown), scope)
 
 
 def _shown(call: Call) -> Shown:

@@ -29,6 +29,33 @@ TokensFile: TypeAlias = Annotated[
         help="TOML of who may call what; see docs/security.md.",
     ),
 ]
+OidcIssuer: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--oidc-issuer",
+        metavar="ISSUER",
+        envvar="PLAUDIT_OIDC_ISSUER",
+        help="Whose JWTs are good, as in their claim 'iss'.",
+    ),
+]
+OidcAudience: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--oidc-audience",
+        metavar="NAME",
+        envvar="PLAUDIT_OIDC_AUDIENCE",
+        help="What this server is called in the JWTs' claim 'aud'.",
+    ),
+]
+OidcJwks: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--oidc-jwks",
+        metavar="FILE|URL",
+        envvar="PLAUDIT_OIDC_JWKS",
+        help="The issuer's public keys, a JSON Web Key Set.",
+    ),
+]
 Insecure: TypeAlias = Annotated[
     bool,
     typer.Option("--insecure", envvar="PLAUDIT_INSECURE", help="Allow plaintext beyond this machine."),

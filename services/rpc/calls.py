@@ -26,8 +26,8 @@ _KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 CALLER_KEY = "x-plaudit-caller"
-MAX_CALLER = 200
-"""Characters of a caller's name that count."""
+MAX_CALLER = 640
+"""Characters of a caller's name that count: issuer, subject, and a name that a client may give."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,16 @@ class Call:
 
     def code(self, error: BaseException | None) -> grpc.StatusCode:
         """How the call ended, given what its handler raised."""
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter in a handler that yields
+        # An int at runtime, whatever its annotation says.
+        code = cast("grpc.StatusCode | int | None", self.context.code())
+        was_ended = isinstance(error, asyncio.CancelledError | GeneratorExit)  # the latter where it yields
+        if was_ended and not code:
             remaining = self.context.time_remaining()
             # The client's clock may run out a little before ours.
             expired = remaining is not None and remaining <= 0.01
             return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-        if error is not None and not isinstance(error, aio.AbortError):
+        if error is not None and not was_ended and not isinstance(error, aio.AbortError):
             return grpc.StatusCode.INTERNAL
-        code = self.context.code()  # an int at runtime, whatever its annotation says
         return code if isinstance(code, grpc.StatusCode) else _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)
 
 
@@ -78,16 +80,16 @@ def deadline_of(context: "Context") -> float | None:
 
 
 def caller_of(context: "Context") -> str:
-    """Whose call it is, for sharing fairly: who it is shown to be, and within that the name that it gives.
+    """Whose call it is, for sharing fairly: who it is shown to be, and nobody else by names that it gives.
 
-    Where nobody is asked, or all show the same token, it is the name given, else the connection.
+    Whom it names is a caller, too, where it speaks for others. Where nobody is asked, or all show the same
+    token, it is the name given, else the connection.
     """
-    identified = identity.get()
-    name = identified.name if identified else ""
     told = _told_caller(context)
-    if name:
-        return f"{name}/{told}" if told else name
-    return told or str(context.peer())
+    found = identity.get()
+    if found is None or not found.name:
+        return told or str(context.peer())
+    return found.name_of(told)
 
 
 def _told_caller(context: "Context") -> str:

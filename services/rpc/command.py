@@ -13,9 +13,19 @@ import typer
 from typer.core import TyperOption
 
 from lm.errors import InputError
-from services.rpc.arguments import HealthAddress, Insecure, TlsCert, TlsClientCa, TlsKey, TokensFile
+from services.rpc.arguments import (
+    HealthAddress,
+    Insecure,
+    OidcAudience,
+    OidcIssuer,
+    OidcJwks,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    TokensFile,
+)
 from services.rpc.logs import configure_logging
-from services.rpc.options import Security
+from services.rpc.options import Security, environment_file
 from services.rpc.server import EXIT_OPTIONS, ServerOptions, Service, serve
 from services.rpc.tracing import traced
 
@@ -99,6 +109,9 @@ def _command(
         tls_key: TlsKey = None,
         tls_client_ca: TlsClientCa = None,
         tokens: TokensFile = None,
+        oidc_issuer: OidcIssuer = None,
+        oidc_audience: OidcAudience = None,
+        oidc_jwks: OidcJwks = None,
         insecure: Insecure = False,
         health_address: HealthAddress = None,
         reflection: Annotated[
@@ -115,10 +128,13 @@ def _command(
             metrics_address,
             insecure,
             token=os.environ.get("PLAUDIT_TOKEN"),
+            token_file=environment_file("PLAUDIT_TOKEN_FILE"),
             grace_s=grace,
             log_format=log_format,
             exit_with_parent=exit_with_parent,
-            security=Security(tls_cert, tls_key, tls_client_ca, tokens),
+            security=Security(
+                tls_cert, tls_key, tls_client_ca, tokens, oidc_issuer, oidc_audience, oidc_jwks
+            ),
             health_address=health_address,
             reflection=reflection,
         )

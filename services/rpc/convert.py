@@ -22,12 +22,15 @@ def call_limits(limits: CallLimits) -> types_pb2.CallLimits:
         max_items=limits.max_items,
         max_tokens=limits.max_tokens,
         max_message_bytes=MAX_MESSAGE_BYTES,
+        max_request_bytes=limits.max_bytes,
     )
 
 
 def queue_depth(queue: Queue) -> types_pb2.QueueDepth:
     """The message of how much waits."""
-    return types_pb2.QueueDepth(items=queue.waiting_items, tokens=queue.waiting_tokens)
+    return types_pb2.QueueDepth(
+        items=queue.waiting_items, tokens=queue.waiting_tokens, bytes=queue.waiting_bytes
+    )
 
 
 def data_type(name: str) -> types_pb2.DataType.ValueType:

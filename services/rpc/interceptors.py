@@ -15,10 +15,9 @@ from services.errors import NotServing
 from services.rpc import logs, status
 from services.rpc.calls import Call, CallInterceptor
 from services.rpc.metrics import ServerMetrics
+from services.rpc.scopes import STANDARD
 
 HEALTH = "grpc.health.v1.Health"
-STANDARD = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
-"""Prefixes of the services that tell about a server; they answer while it loads and drains."""
 
 calls_log = logging.getLogger("services.rpc.calls")
 errors_log = logging.getLogger("services.rpc.errors")

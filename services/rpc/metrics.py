@@ -25,9 +25,10 @@ LAG_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
 LAG_INTERVAL_S = 0.5
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL = ("model_id", "run_id", "weights_sha256", "tokenizer_sha256", "dtype")
-REFUSALS = ("missing", "unknown", "expired", "scope", "failures", "requests", "tokens", "in_flight")
-"""Why a call was refused: by its credential, by too many failures of its peer, or by a quota."""
-SECURITY_FILES = ("tokens", "tls")
+REFUSALS = ("missing", "unknown", "expired", "keys", "scope", "failures", "requests", "tokens", "in_flight")
+"""Why a call was refused: by its credential, without keys to check it by, by too many failures of its peer,
+or by a quota."""
+SECURITY_FILES = ("tokens", "tls", "jwks")
 
 disable_created_metrics()  # a second series for each counter that nobody reads
 
@@ -89,6 +90,11 @@ class Queue(Protocol):
         """Their tokens."""
         ...
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that they came in."""
+        ...
+
 
 class SecurityMetrics:
     """Who is refused, and whether the files behind that are good; the gateway's, too."""
@@ -140,6 +146,11 @@ class ServerMetrics(SecurityMetrics):
             buckets=LAG_SECONDS,
             registry=registry,
         )
+        self.tasks = Gauge(
+            "plaudit_event_loop_tasks",
+            "Tasks of the event loop, sampled with its lag; those that outlive their call would add up.",
+            registry=registry,
+        )
         self.model = ModelInfo(registry)
         """The weights that serve."""
         export_build_info(registry)
@@ -152,13 +163,19 @@ class ServerMetrics(SecurityMetrics):
         """Exports how much waits in a service's queue."""
         self.gauge(f"plaudit_{area}_waiting_items", "Items waiting or running.", lambda: queue.waiting_items)
         self.gauge(f"plaudit_{area}_waiting_tokens", "Tokens of those items.", lambda: queue.waiting_tokens)
+        self.gauge(
+            f"plaudit_{area}_waiting_bytes",
+            "Bytes of the messages that they came in.",
+            lambda: queue.waiting_bytes,
+        )
 
     async def watch_loop(self) -> None:
-        """Samples the event loop's lag until cancelled."""
+        """Samples the event loop's lag and its tasks until cancelled."""
         while True:
             due = time.monotonic() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
             self.lag.observe(max(0.0, time.monotonic() - due))
+            self.tasks.set(len(asyncio.all_tasks()))
 
 
 class MetricsEndpoint:

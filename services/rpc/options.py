@@ -1,11 +1,16 @@
 """How a server is told to run."""
 
 import ipaddress
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Largest request or response; a weight push comes in chunks well below it."""
+"""Largest response."""
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+"""Largest request unless a service says otherwise. As objects it takes several times as much."""
 
 
 class OptionError(Exception):
@@ -23,6 +28,17 @@ class Security:
     """PEM of the CAs of which every caller must have a certificate."""
     tokens: Path | None = None
     """TOML of the callers, in tokens.py."""
+    oidc_issuer: str | None = None
+    """Whose JWTs are good; as in their claim `iss`."""
+    oidc_audience: str | None = None
+    """What this server is called in their claim `aud`."""
+    oidc_jwks: str | None = None
+    """File or https URL of the issuer's public keys."""
+
+    @property
+    def names_callers(self) -> bool:
+        """Whether there is something by which callers show who they are."""
+        return self.tokens is not None or self.oidc_issuer is not None
 
     @property
     def has_tls(self) -> bool:
@@ -36,6 +52,23 @@ class Security:
             raise OptionError(f"{missing} is missing; --tls-cert and --tls-key go together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise OptionError("--tls-client-ca needs --tls-cert and --tls-key: there is no TLS without them")
+        self._check_oidc()
+
+    def _check_oidc(self) -> None:
+        given = {
+            "--oidc-issuer": self.oidc_issuer,
+            "--oidc-audience": self.oidc_audience,
+            "--oidc-jwks": self.oidc_jwks,
+        }
+        missing = [option for option, value in given.items() if value is None]
+        if len(missing) == len(given):
+            return
+        if missing:
+            raise OptionError(f"{missing[0]} is missing; {', '.join(given)} go together")
+        for option, value in given.items():
+            if not re.fullmatch(r"[!-~]{1,200}", value or ""):
+                raise OptionError(f"{option} is {value!r}; use 1 to 200 ASCII characters without spaces")
+        check_keys_source(self.oidc_jwks or "")
 
 
 @dataclass(frozen=True)
@@ -50,6 +83,8 @@ class ServerOptions:
     """Allow plaintext on an address other machines can reach."""
     token: str | None = field(default=None, repr=False)
     """Bearer token that may do everything, beside those of `security.tokens`."""
+    token_file: Path | None = None
+    """Such tokens, one a line, read again when the file changes; in the place of `token`."""
     grace_s: float = 20.0
     """Seconds that calls in flight get to finish when the server drains."""
     log_format: str = "text"
@@ -61,6 +96,8 @@ class ServerOptions:
     """HOST:PORT of a plaintext port with nothing but health, for probes that can't speak TLS."""
     reflection: bool = True
     """Whether reflection and channelz are there."""
+    unread_s: float = 60.0
+    """Seconds that a response of a stream waits for its reader before the stream is cut off."""
 
     def check(self) -> None:
         """Refuses what can't work."""
@@ -70,6 +107,8 @@ class ServerOptions:
             raise OptionError(f"--grace is {self.grace_s}; use 0 seconds or more")
         if self.token is not None and not self.token.strip():
             raise OptionError("PLAUDIT_TOKEN is set but empty; unset it or give a token")
+        if self.token is not None and self.token_file is not None:
+            raise OptionError("PLAUDIT_TOKEN and PLAUDIT_TOKEN_FILE are both set; unset one")
         self.security.check()
         if self.health_address is not None:
             parse_address(self.health_address, "--health-address")
@@ -112,3 +151,36 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_url(source: str) -> bool:
+    """Whether it isn't a file."""
+    return "://" in source
+
+
+def is_loopback_url(url: str) -> bool:
+    """Whether the URL is of this machine."""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def check_keys_source(source: str) -> None:
+    """Raises OptionError for a URL that anybody on the way could answer, or that holds a password."""
+    if not is_url(source):
+        return
+    try:
+        url = urlsplit(source)
+        host, _ = url.hostname, url.port
+    except ValueError as error:
+        raise OptionError(f"--oidc-jwks is no URL: {error}") from None
+    if not host or "@" in url.netloc:
+        raise OptionError("--oidc-jwks should be https://HOST/PATH, without a password, or a file")
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(host)):
+        raise OptionError(
+            f"--oidc-jwks is {source!r}; use https or a file, so that nobody on the way can change the keys"
+        )
+
+
+def environment_file(key: str) -> Path | None:
+    """The file that a key of the environment names; None where it names none."""
+    value = os.environ.get(key)
+    return Path(value) if value else None

@@ -4,6 +4,8 @@ from plaudit.access import SCOPES
 
 OPEN = ""
 """The scope of what anybody may call."""
+STANDARD = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+"""Prefixes of the services that tell about a server; they answer while it loads and drains."""
 
 METHODS = {
     "plaudit.v1.PolicyService": {"Generate": "generate", "GetPolicy": "generate"},

@@ -5,8 +5,6 @@ import contextlib
 import errno
 import gc
 import logging
-import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +16,7 @@ from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from lm.errors import InputError, LmError
+from services.packages import absence
 from services.rpc import tracing
 from services.rpc.calls import Chain
 from services.rpc.guard import Guard
@@ -26,6 +25,7 @@ from services.rpc.interceptors import HEALTH, Errors, Metrics, Readiness, Reques
 from services.rpc.metrics import MetricsEndpoint, ServerMetrics
 from services.rpc.options import (
     MAX_MESSAGE_BYTES,
+    MAX_REQUEST_BYTES,
     OptionError,
     ServerOptions,
     is_loopback,
@@ -33,13 +33,16 @@ from services.rpc.options import (
     parse_address,
 )
 from services.rpc.readable import ReadableRequests
+from services.rpc.stopping import EXIT_INTERRUPTED, stop_request, watch_parent
+from services.rpc.unread import UnreadStreams
 
 __all__ = [
-    "CHANNEL_OPTIONS", "EXIT_DRAINED", "EXIT_FAILED", "EXIT_OPTIONS", "EXIT_UNAVAILABLE", "OptionError",
-    "PortTaken", "RunningServer", "ServerMetrics", "ServerOptions", "Service", "serve", "start_server",
+    "CHANNEL_OPTIONS", "EXIT_DRAINED", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OPTIONS", "EXIT_UNAVAILABLE",
+    "OptionError", "PortTaken", "RunningServer", "ServerMetrics", "ServerOptions", "Service", "serve",
+    "start_server",
 ]  # fmt: skip
 
-EXIT_DRAINED, EXIT_OPTIONS, EXIT_UNAVAILABLE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 64, 69, 70, 130
+EXIT_DRAINED, EXIT_OPTIONS, EXIT_UNAVAILABLE, EXIT_FAILED = 0, 64, 69, 70
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -54,7 +57,6 @@ CHANNEL_OPTIONS = (
     # balance over replicas would never see a new one.
     ("grpc.max_connection_age_ms", 300_000),
 )
-PARENT_POLL_S = 0.5
 _FLUSH_S = 0.5
 """How long answers that are given already have to leave the server."""
 _THREADS_S = 5.0
@@ -85,6 +87,8 @@ class Service:
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     readiness: Readiness = field(default_factory=Readiness)
     """Turns calls away until `load` has returned; given by services that have a say of their own in it."""
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    """Of one message to any of its methods; a larger one isn't even read."""
 
 
 class PortTaken(Exception):
@@ -118,7 +122,8 @@ class RunningServer:
     async def start(self) -> None:
         """Listens, says it is alive but not ready, and begins to load. Raises OptionError, PortTaken."""
         self._options.check()
-        guard = Guard(self._options.security, self._options.token, self._service.metrics)
+        options, metrics = self._options, self._service.metrics
+        guard = Guard(options.security, options.token, metrics, options.token_file)
         self._server = self._build(guard)
         self.address = _listen(self._options.address, partial(guard.add_port, self._server))
         self._start_metrics()
@@ -168,8 +173,9 @@ class RunningServer:
 
     def _build(self, guard: Guard) -> aio.Server:
         ours = [RequestIds(), Metrics(self._service.metrics), Errors(), *guard.interceptors()]
-        chain = Chain([*ours, self._readiness, ReadableRequests()])
-        server = aio.server(interceptors=[*tracing.interceptors(), chain], options=CHANNEL_OPTIONS)
+        chain = Chain([*ours, self._readiness, ReadableRequests(self._service.max_request_bytes)])
+        outer = [UnreadStreams(self._options.unread_s), *tracing.interceptors()]
+        server = aio.server(interceptors=[*outer, chain], options=CHANNEL_OPTIONS)
         self._service.register(server)
         if self._options.reflection:
             names = (*self._service.full_names, HEALTH, reflection.SERVICE_NAME)
@@ -233,7 +239,7 @@ async def start_server(
 
 async def serve(service: Service, options: ServerOptions) -> int:
     """Serves until SIGTERM, SIGINT or the parent's end; returns the process's exit code."""
-    asked = _stop_request()
+    asked = stop_request()
     server = RunningServer(service, options)
     try:
         await server.start()
@@ -246,7 +252,7 @@ async def serve(service: Service, options: ServerOptions) -> int:
         print(f"metrics on {server.metrics_address}", flush=True)
     if server.health_address:
         print(f"health on {server.health_address}", flush=True)
-    watching = asyncio.create_task(_watch_parent(options.exit_with_parent, asked))
+    watching = asyncio.create_task(watch_parent(options.exit_with_parent, asked))
     await asyncio.wait({asked, server.loaded}, return_when=asyncio.FIRST_COMPLETED)
     code = _report_load(service, server.loaded) if server.loaded.done() else EXIT_DRAINED
     if code == EXIT_DRAINED:
@@ -264,34 +270,12 @@ def _report_load(service: Service, loaded: asyncio.Task[str]) -> int:
         return EXIT_DRAINED
     if isinstance(error, InputError):
         return _fail(service, str(error), EXIT_OPTIONS)
-    if not isinstance(error, LmError):
+    absent = absence(error, "serve")
+    if absent is None and not isinstance(error, LmError):
         log.error("%s: unexpected error while loading", service.name, exc_info=error)
-    return _fail(service, f"the model can't be loaded: {error}", EXIT_FAILED)
+    return _fail(service, f"the model can't be loaded: {absent or error}", EXIT_FAILED)
 
 
 def _fail(service: Service, message: str, code: int) -> int:
     print(f"{service.name}: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def _stop_request() -> asyncio.Future[str]:
-    """Ends with the reason when the process is asked to stop. A second SIGINT leaves at once."""
-    loop = asyncio.get_running_loop()
-    asked: asyncio.Future[str] = loop.create_future()
-
-    def ask(reason: str) -> None:
-        if not asked.done():
-            asked.set_result(reason)
-        elif reason == "SIGINT":
-            os._exit(EXIT_INTERRUPTED)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask, number.name)
-    return asked
-
-
-async def _watch_parent(parent: int | None, asked: asyncio.Future[str]) -> None:
-    while parent is not None and not asked.done():
-        if os.getppid() != parent:
-            asked.set_result("the end of its parent")
-        await asyncio.sleep(PARENT_POLL_S)

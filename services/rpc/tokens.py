@@ -16,6 +16,12 @@ requests_per_second = 5
 name = "trainer"
 certificate = "spiffe://cluster.local/ns/plaudit/sa/trainer"  # in place of a token: see tls.py
 scopes = ["generate", "weights:push", "score", "logprobs"]
+
+[[token]]
+name = "gateway"
+sha256 = "60303ae2…"
+scopes = ["score"]
+speaks_for_others = true             # whom it names in x-plaudit-caller has turns of its own on a busy model
 """
 
 import difflib
@@ -24,7 +30,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -57,11 +63,26 @@ class Identity:
     scopes: frozenset[str]
     expires: datetime | None = None
     quota: Quota = Quota()
+    speaks_for_others: bool = False
+    """Whether it is believed for whom it calls. Who isn't can't get more than one caller's share by names."""
 
     @property
     def is_expired(self) -> bool:
         """Whether its time is over."""
         return self.expires is not None and datetime.now(UTC) >= self.expires
+
+    def name_of(self, told: str | None) -> str:
+        """Who takes turns on a busy model, if it says that it calls for `told`."""
+        return f"{self.name}/{told}" if told and self.speaks_for_others else self.name
+
+
+class Refused(Exception):
+    """A credential that opens nothing; in words that hold nothing of it."""
+
+    def __init__(self, reason: str, words: str) -> None:
+        """`reason` is one of metrics.REFUSALS."""
+        super().__init__(words)
+        self.reason = reason
 
 
 identity: ContextVar[Identity | None] = ContextVar("identity", default=None)
@@ -74,6 +95,8 @@ class Tokens:
 
     by_digest: Mapping[str, Identity]
     by_certificate: Mapping[str, Identity]
+    default: Quota = Quota()
+    """Of callers who are in no entry: those with a JWT."""
 
     def of_token(self, token: str) -> Identity | None:
         """Whose token it is; takes the same time whether and whichever it is."""
@@ -88,19 +111,36 @@ class Tokens:
         return next((self.by_certificate[name] for name in names if name in self.by_certificate), None)
 
 
-def open_tokens(file: Path | None, shared_token: str | None) -> "Reloading[Tokens]":
-    """The tokens of `file`, and one that may do everything. Raises OptionError."""
-    extra: dict[str, Identity] = {}
-    if shared_token is not None:
-        extra[token_digest(shared_token.strip())] = Identity("", frozenset(SCOPES))
+def open_tokens(
+    file: Path | None, shared_token: str | None, shared_file: Path | None = None
+) -> "Reloading[Tokens]":
+    """The tokens of `file`, and those that may do everything: one, and the lines of a file.
+
+    Raises OptionError.
+    """
+    files = {"--tokens": file, "PLAUDIT_TOKEN_FILE": shared_file}
+    given = {option: path for option, path in files.items() if path is not None}
 
     def parse(contents: Sequence[bytes]) -> Tokens:
-        if not contents:
-            return Tokens(extra, {})
-        found = parse_tokens(contents[0], f"--tokens {file}")
-        return Tokens({**found.by_digest, **extra}, found.by_certificate)
+        by = dict(zip(given, contents, strict=True))
+        shared = [] if shared_token is None else [shared_token.strip()]
+        if shared_file is not None:
+            shared += _lines(by["PLAUDIT_TOKEN_FILE"], f"PLAUDIT_TOKEN_FILE {shared_file}")
+        found = Tokens({}, {}) if file is None else parse_tokens(by["--tokens"], f"--tokens {file}")
+        extra = {token_digest(token): Identity("", frozenset(SCOPES)) for token in shared}
+        return replace(found, by_digest={**found.by_digest, **extra})
 
-    return Reloading(f"--tokens {file}", [] if file is None else [file], parse)
+    what = " and ".join(f"{option} {path}" for option, path in given.items())
+    return Reloading(what, list(given.values()), parse)
+
+
+def _lines(content: bytes, source: str) -> list[str]:
+    """The tokens of a file with one a line. Raises OptionError, which shows none of them."""
+    lines = [line.strip() for line in content.decode("ascii", "replace").splitlines()]
+    tokens = [line for line in lines if line]
+    if not tokens or not all(re.fullmatch(r"[!-~]+", token) for token in tokens):
+        raise OptionError(f"{source} should hold a token on each line, in ASCII without spaces")
+    return tokens
 
 
 def parse_tokens(content: bytes, source: str) -> Tokens:
@@ -135,7 +175,7 @@ def _tokens(tables: Mapping[str, Any]) -> Tokens:
         found = by[kind][credential] = _identity(entry, default, path)
         if quotas.setdefault(found.name, found.quota) != found.quota:
             raise OptionError(f"{path}: every entry of {found.name!r} needs the same quotas: they share one")
-    return Tokens(by["sha256"], by["certificate"])
+    return Tokens(by["sha256"], by["certificate"], _quota(default, "default"))
 
 
 def _identity(entry: Mapping[str, Any], default: Mapping[str, Any], path: str) -> Identity:
@@ -148,7 +188,10 @@ def _identity(entry: Mapping[str, Any], default: Mapping[str, Any], path: str) -
         if not isinstance(scope, str) or scope not in SCOPES:
             raise OptionError(f"{path}.scopes: {scope!r} is no scope; {_instead(scope, SCOPES)}")
     quota = _quota({**default, **entry}, path)
-    return Identity(name, frozenset(scopes), _expiry(entry.get("expires"), path), quota)
+    speaks = entry.get("speaks_for_others", False)
+    if not isinstance(speaks, bool):
+        raise OptionError(f"{path}.speaks_for_others is {speaks!r}; use true or false")
+    return Identity(name, frozenset(scopes), _expiry(entry.get("expires"), path), quota, speaks)
 
 
 def _credential(entry: Mapping[str, Any], path: str) -> tuple[str, str]:
@@ -201,4 +244,4 @@ def _instead(word: object, known: Iterable[str]) -> str:
 
 
 _QUOTAS = tuple(each.name for each in fields(Quota))
-_KEYS = ("name", "sha256", "certificate", "scopes", "expires", *_QUOTAS)
+_KEYS = ("name", "sha256", "certificate", "scopes", "expires", "speaks_for_others", *_QUOTAS)

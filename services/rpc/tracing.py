@@ -7,22 +7,24 @@ Whatever else OpenTelemetry's SDK reads from the environment holds, too. A proce
 `plaudit-NAME` unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES call it otherwise.
 """
 
+import asyncio
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc import aio
 from opentelemetry import trace
 
-from services.rpc.interceptors import STANDARD
 from services.rpc.metrics import release
+from services.rpc.scopes import STANDARD
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from opentelemetry.sdk.resources import Resource
@@ -59,23 +61,32 @@ def traced(name: str, environ: Mapping[str, str] = os.environ) -> Iterator[None]
 @contextmanager
 def tracing_by(provider: "TracerProvider") -> Iterator[None]:
     """Has `provider` trace the calls that this process makes, and those to servers built in the block."""
-    from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient
+    from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
 
     trace.set_tracer_provider(provider)
-    clients = GrpcInstrumentorClient(filter_=_calls())
+    clients, awaited = GrpcInstrumentorClient(filter_=_calls()), GrpcAioInstrumentorClient(filter_=_calls())
     clients.instrument()
+    awaited.instrument()
+    for name in ("insecure_channel", "secure_channel"):
+        setattr(aio, name, partial(getattr(aio, name), interceptors=[_Cancelling()]))
     try:
         yield
     finally:
+        awaited.uninstrument()
         clients.uninstrument()
         last = threading.Thread(target=provider.shutdown, name="last-spans", daemon=True)
         last.start()
         last.join(FLUSH_S)  # a collector that is away may not hold up the end
 
 
+def is_traced() -> bool:
+    """Whether this process is."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def interceptors() -> list[aio.ServerInterceptor]:
     """What traces the calls to a server; nothing in a process that isn't traced."""
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+    if not is_traced():
         return []
     from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
@@ -92,6 +103,28 @@ def _calls() -> Callable[[grpc.HandlerCallDetails], bool]:
     from opentelemetry.instrumentation.grpc import filters
 
     return filters.negate(filters.any_of(*(filters.service_prefix(prefix) for prefix in STANDARD)))
+
+
+class _Cancelling(aio.UnaryUnaryClientInterceptor):
+    """Ends call and span where who awaits them is cancelled: the instrumentation leaves both as they are."""
+
+    async def intercept_unary_unary(
+        self,
+        continuation: "Callable[..., Awaitable[aio.UnaryUnaryCall[Any, Any]]]",
+        client_call_details: aio.ClientCallDetails,
+        request: object,
+    ) -> "aio.UnaryUnaryCall[Any, Any]":
+        call, span = await continuation(client_call_details, request), trace.get_current_span()
+
+        def end(task: "asyncio.Task[Any]") -> None:
+            if task.cancelled():
+                call.cancel()
+                span.set_status(trace.StatusCode.ERROR, "cancelled by the caller")
+                span.end()
+
+        if task := asyncio.current_task():
+            task.add_done_callback(end)
+        return call
 
 
 def _asked_by(environ: Mapping[str, str]) -> str | None:

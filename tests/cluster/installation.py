@@ -1,4 +1,4 @@
-"""What the tests on a cluster ask of it, by kubectl and by our tool; each with a deadline."""
+"""What the tests ask of a cluster, by kubectl, our tool and a Prometheus there; each with a deadline."""
 
 import json
 import os
@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+import yaml
 from kubernetes_tools import tool
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 OVERLAY = Path(__file__).parent / "overlay"
-NAMESPACE, METRICS_PORT = "plaudit", 9100
+RULES = ROOT / "k8s/components/monitoring/rules.yaml"
+NAMESPACE, METRICS_PORT, PROMETHEUS_PORT = "plaudit", 9100, 9090
 RUN, SECOND_RUN = "tiny", "second"
 TRAINER, SECOND_TRAINER = "plaudit-trainer", f"plaudit-run-{SECOND_RUN}"
 REWARD, CALLER = "deployment/plaudit-reward", "deployment/plaudit-caller"
@@ -68,8 +71,18 @@ def sight():
 
 
 def manifests():
-    """The YAML that is applied: k8s/overlays/local, with what tests/cluster/overlay changes."""
-    return ask("kustomize", "--load-restrictor=LoadRestrictionsNone", OVERLAY)
+    """The YAML that is applied: k8s/overlays/local, what tests/cluster/overlay changes, and our rules."""
+    made = ask("kustomize", "--load-restrictor=LoadRestrictionsNone", OVERLAY)
+    return "\n---\n".join([made, yaml.safe_dump(rules())])
+
+
+def rules():
+    """Those of a PrometheusRule as a ConfigMap, which needs no operator."""
+    spec = yaml.safe_load(RULES.read_text(encoding="utf-8"))["spec"]
+    labels = {"app.kubernetes.io/component": "prometheus", "app.kubernetes.io/part-of": "plaudit"}
+    metadata = {"name": "plaudit-rules", "namespace": NAMESPACE, "labels": labels}
+    data = {"rules.yaml": yaml.safe_dump(spec)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def apply(text):
@@ -179,6 +192,15 @@ def metrics(pod):
     return found
 
 
+def has_data(prometheus, query):
+    """Whether a pod with Prometheus has an answer to a dashboard's query."""
+    asked = query.replace("$__rate_interval", "1m").replace("$namespace", NAMESPACE)
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{prometheus}:{PROMETHEUS_PORT}/proxy/api/v1/query"
+    answer = json.loads(ask("get", "--raw", f"{path}?{urlencode({'query': asked})}"))
+    assert answer["status"] == "success", answer
+    return bool(answer["data"]["result"])
+
+
 def scored(pod):
     """Calls of Score that a reward pod has answered well."""
     wanted = {"grpc_method": "Score", "grpc_code": "OK"}
@@ -208,10 +230,10 @@ def calls_are_well():
 
 
 def steps(run):
-    """The steps in a run's metrics.jsonl, in their order."""
+    """The steps in a run's metrics.jsonl, in their order; what was evaluated before the first has step 0."""
     program = f"cat /runs/{run}/metrics.jsonl 2>/dev/null || true"
     lines = in_caller("sh", "-c", program).splitlines(keepends=True)
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    return [step for line in lines if line.endswith("\n") and (step := json.loads(line)["step"])]
 
 
 def steps_above(step):

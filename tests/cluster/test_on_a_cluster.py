@@ -1,8 +1,8 @@
 """Plaudit on the cluster that KUBECONFIG names, from the first apply until nothing is left; half an hour.
 
-The image plaudit:0.1.0 must be on its nodes. One installation for all tests, which build on each other in
-their order: a run is under way while pods are killed, a second one waits for it, then the reward service is
-rolled, scaled and given a bad image while somebody calls it.
+The image plaudit:0.1.0 must be on its nodes, and prom/prometheus there or to be had. One installation for all
+tests, which build on each other in their order: a run is under way while pods are killed, a second one waits
+for it, then the reward service is rolled, scaled and given a bad image while somebody calls it.
 """
 
 import json
@@ -20,6 +20,7 @@ from installation import (
     TRAINER,
     calls,
     calls_are_well,
+    has_data,
     metrics,
     of_job,
     of_service,
@@ -33,6 +34,7 @@ from installation import (
     until,
 )
 from manifests import load, named
+from test_k8s_queries import dashboards
 
 from trainer.cluster.errors import WorkloadFailed
 from trainer.config import load_config
@@ -79,7 +81,7 @@ def waited(*words):
 def test_models_services_and_trainer_come_up_in_their_order(manifests):
     lines = waited("--until=training", "--timeout=25m").splitlines()
     assert lines[-3:] == ["models: ready", "services: ready", "trainer: ready"]
-    for component in ("policy", "reward", "reference", "gateway", "caller"):
+    for component in ("policy", "reward", "reference", "gateway", "caller", "prometheus"):
         assert ready(of_service(component))
 
 
@@ -89,6 +91,20 @@ def test_every_pod_tells_prometheus_what_it_does(manifests, selector):
     (pod,) = ready(selector)
     values = [each.value for each in metrics(pod)[EXPORTED[selector]]]
     assert sum(values) > 0
+
+
+def test_every_query_of_the_dashboards_has_data(manifests):
+    """In a Prometheus that scrapes the pods, while a run is under way."""
+    (prometheus,) = ready(of_service("prometheus"))
+    steps_above(0)
+    queries = dict.fromkeys(dashboards.queries())
+
+    def all_answered():
+        for query in [each for each in queries if has_data(prometheus, each)]:
+            del queries[query]
+        return not queries
+
+    until(all_answered, 180, f"data for {queries}")
 
 
 def test_the_tool_shows_all_of_it(manifests):

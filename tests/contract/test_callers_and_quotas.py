@@ -40,6 +40,7 @@ def tokens(tmp_path_factory):
     return write_tokens(
         tmp_path_factory.mktemp("tokens") / "tokens.toml",
         entry("free", "score", "generate", "logprobs", name="free"),
+        entry("front", "score", name="front", speaks_for_others="true"),
         entry("seldom", "score", name="seldom", requests_per_second=0.01),
         entry("one", "score", name="one", in_flight=1),
         entry("few", "score", "generate", "logprobs", name="few", tokens_per_second=0.5),
@@ -64,11 +65,18 @@ def names(monkeypatch):
 # ---- who calls ----
 
 
-@pytest.mark.parametrize(
-    ("told", "name"), [(None, "free"), ("a-user", "free/a-user"), ("seldom", "free/seldom")]
-)
-def test_turns_go_by_the_name_of_the_token_and_what_it_tells_apart(reward, names, told, name):
+@pytest.mark.parametrize("told", [None, "a-user", "seldom", "front/a-user"])
+def test_turns_go_by_the_name_of_the_token_whatever_names_are_made_up(reward, names, told):
     with RewardClient(reward.address, token="free", caller=told) as client:
+        client.score([PAIR])
+    assert names == ["free"]
+
+
+@pytest.mark.parametrize(
+    ("told", "name"), [(None, "front"), ("a-user", "front/a-user"), ("free", "front/free")]
+)
+def test_whom_a_front_end_speaks_for_has_turns_of_its_own(reward, names, told, name):
+    with RewardClient(reward.address, token="front", caller=told) as client:
         client.score([PAIR])
     assert names == [name]
 

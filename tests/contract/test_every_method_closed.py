@@ -17,8 +17,8 @@ from guarded_servers import (
 
 from plaudit.access import SCOPES
 from services.rpc import failures, reloading
-from services.rpc.interceptors import HEALTH, STANDARD
-from services.rpc.scopes import METHODS, OPEN, scope_of
+from services.rpc.interceptors import HEALTH
+from services.rpc.scopes import METHODS, OPEN, STANDARD, scope_of
 
 Code = grpc.StatusCode
 OWNERS = {

@@ -163,10 +163,13 @@ def test_a_peer_that_fails_all_the_time_is_told_when_to_come_back(tmp_path, monk
 def scoring(tiny_reward, tmp_path_factory):
     """A gateway that asks who calls, before a reward service that knows the gateway alone."""
     folder = tmp_path_factory.mktemp("both")
-    of_reward = write_tokens(folder / "reward.toml", entry("own", "score", name="gateway"))
+    of_reward = write_tokens(
+        folder / "reward.toml", entry("own", "score", name="gateway", speaks_for_others="true")
+    )
     of_gateway = write_tokens(
         folder / "gateway.toml",
         entry("alice", "score", name="alice"),
+        entry("front", "score", name="front", speaks_for_others="true"),
         entry("seldom", "score", name="seldom", requests_per_second=0.01),
         *(entry(f"few-{path}", "score", name=f"few.{path}", tokens_per_second=0.5) for path in BODIES),
     )
@@ -189,10 +192,14 @@ BODIES = {
 def test_the_reward_service_hears_of_the_caller_and_not_of_its_token(scoring, monkeypatch):
     heard, real = [], servicer.caller_of
     monkeypatch.setattr(servicer, "caller_of", lambda context: heard.append(real(context)) or heard[-1])
-    for told in ({}, {"x-plaudit-caller": "nightly"}):
-        headers = {"authorization": "Bearer alice", **told}
+    for token, told in (
+        ("alice", {}),
+        ("alice", {"x-plaudit-caller": "nightly"}),
+        ("front", {"x-plaudit-caller": "nightly"}),
+    ):
+        headers = {"authorization": f"Bearer {token}", **told}
         assert scoring.post("/v1/score", json=SCORE, headers=headers).status_code == 200
-    assert heard == ["gateway/alice", "gateway/alice/nightly"]
+    assert heard == ["gateway/alice", "gateway/alice", "gateway/front/nightly"]
 
 
 def test_the_gateways_own_token_opens_nothing_at_its_door(scoring):

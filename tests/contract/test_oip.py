@@ -159,9 +159,9 @@ def test_triton_gets_the_good_rows_if_it_asks_for_the_bad_ones_as_nan(server):
 def test_triton_is_told_what_is_wrong_with_a_call(server):
     (found,) = triton(server.address, "refusals")
     assert {name: tuple(told) for name, told in found.items()} == {
-        "model": ("StatusCode.NOT_FOUND", "no model 'other' here"),
-        "model ready": ("StatusCode.NOT_FOUND", "no model 'other' here"),
-        "model metadata": ("StatusCode.NOT_FOUND", "no model 'other' here"),
+        "model": ("StatusCode.NOT_FOUND", "no model 'other' here; there is reward"),
+        "model ready": ("StatusCode.NOT_FOUND", "no model 'other' here; there is reward"),
+        "model metadata": ("StatusCode.NOT_FOUND", "no model 'other' here; there is reward"),
         "version": ("StatusCode.NOT_FOUND", "no version '1' here"),
         "version ready": ("StatusCode.NOT_FOUND", "no version '1' here"),
         "no response": wrong("inputs: lack 'response'; send prompt and response"),

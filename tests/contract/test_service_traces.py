@@ -1,11 +1,11 @@
-"""Traces of single services: streams, refusals, and clients under a tracer."""
+"""Traces of single services: streams, refusals, and blocking clients under a tracer."""
 
 import socket
-import time
+from functools import partial
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
-from tracers import spans_in_memory
+from tracers import assert_chain, spans_by_kind_and_name, spans_in_memory
 
 from plaudit import InvalidArgument, RewardClient, Unreachable
 from plaudit.clients import TrainerClient
@@ -40,15 +40,7 @@ def address(memory, tiny_reward):
 def spans(memory, caplog):
     """spans(count) waits for so many, by kind and name; nothing was complained of meanwhile."""
     memory.clear()
-
-    def finished(count):
-        end = time.monotonic() + 10
-        while len(memory.get_finished_spans()) < count:
-            assert time.monotonic() < end, memory.get_finished_spans()
-            time.sleep(0.005)
-        return {(each.kind, each.name): each for each in memory.get_finished_spans()}
-
-    yield finished
+    yield partial(spans_by_kind_and_name, memory)
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
@@ -57,12 +49,8 @@ def assert_joined(found, name):
     outer, call, served = (
         found[SpanKind.INTERNAL, "work"], found[SpanKind.CLIENT, name], found[SpanKind.SERVER, name],
     )  # fmt: skip
-    assert (outer.parent, call.parent.span_id, served.parent.span_id) == (
-        None,
-        outer.context.span_id,
-        call.context.span_id,
-    )
-    assert outer.context.trace_id == call.context.trace_id == served.context.trace_id
+    assert outer.parent is None
+    assert_chain(outer, call, served)
 
 
 def test_a_call_and_its_service_are_joined(address, spans):

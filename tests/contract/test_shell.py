@@ -464,6 +464,7 @@ async def test_the_loops_lag_is_sampled(echo):
     async with start_server(service), asyncio.timeout(10):
         while not sample(service, "plaudit_event_loop_lag_seconds_count"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        assert sample(service, "plaudit_event_loop_tasks") >= 2, "this test and the sampling"
 
 
 # --- reflection, channelz ---

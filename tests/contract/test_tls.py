@@ -27,6 +27,7 @@ from plaudit import (
     PermissionDenied,
     TrainerClient,
     Unauthenticated,
+    Unreachable,
 )
 from plaudit.clients import channel, tls as client_tls
 from services.rpc import reloading
@@ -128,7 +129,7 @@ def test_a_server_that_speaks_plaintext_is_named_as_such(pems, get_run):
 
 
 def test_a_plaintext_client_is_told_of_tls(server, get_run):
-    with pytest.raises(NotSecure, match=r"if it speaks TLS, give tls_ca \(PLAUDIT_TLS_CA\)"):
+    with pytest.raises(Unreachable, match=r"or speak TLS: then give tls_ca \(PLAUDIT_TLS_CA\)"):
         get_run(server.address)
 
 
@@ -259,7 +260,7 @@ def test_a_token_counts_before_the_certificate(mutual, pems):
 
 
 def test_without_a_certificate_there_is_no_connection(mutual, pems, get_run):
-    with pytest.raises(NotSecure, match="if it asks for a certificate, tls_cert and tls_key"):
+    with pytest.raises(NotSecure, match="if it asks for a certificate, give tls_cert and tls_key"):
         get_run(mutual.address, tls_ca=pems.ca_file)
 
 

@@ -86,6 +86,18 @@ def test_a_token_is_asked_for_where_one_is_set(capsys, monkeypatch):
             client.get_run()
 
 
+def test_a_token_of_a_file_is_asked_for_and_shown(capsys, monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.delenv("PLAUDIT_TOKEN", raising=False)
+    monkeypatch.setenv("PLAUDIT_TOKEN_FILE", str(tmp_path / "token"))
+    with serve_run(Board("r"), "ppo", ANY, StopSignal()):
+        address = address_of(capsys)
+        with TrainerClient(address) as client:
+            assert client.get_run().run_id == "r"
+        with TrainerClient(address, token="wrong") as client, pytest.raises(PlauditError):
+            client.get_run()
+
+
 def test_tls_tokens_and_a_port_for_probes_are_those_of_every_server(capsys, tmp_path):
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")

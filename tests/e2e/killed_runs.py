@@ -4,6 +4,7 @@ Each process is `python -m MODULE …`, forked from one that has imported torch:
 second, and has an id, a memory and an end of its own.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -11,12 +12,17 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+
+from chaos import play
+from chaos_proxy import ChaosProxy
+from fault_schedule import Scene
 
 from trainer import checkpoints
 from trainer.metrics_file import FILE_NAME, read_lines
@@ -33,6 +39,9 @@ LONGEST_S = 60.0
 POLL_S = 0.01
 PROMPTS = ["the film", "a dull", "what a", "not worth", "the story", "lifeless", "seeing", "good"]
 TRAINER, POLICIES = "trainer", ("policy-0", "policy-1")
+LINES = {"policy": POLICIES[0], "reward": "reward", "reference": "reference"}
+"""What lines are called, and where they lead."""
+AGAIN, MOST_STARTS = 75, 20
 CLOCK = ("push_bytes", "time", "eps", "seconds_per_step", "tokens_per_second")
 
 
@@ -44,21 +53,31 @@ class Death:
     call: int = 1
 
     def arm(self) -> None:
-        module, _, path = self.function.partition(":")
-        owner = import_module(module)
-        *classes, name = path.split(".")
-        for each in classes:
-            owner = getattr(owner, each)
-        function, calls = getattr(owner, name), []
+        calls = []
 
-        @wraps(function)
-        def die(*arguments, **options):
-            calls.append(name)
+        def die():
+            calls.append(self.function)
             if len(calls) == self.call:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
 
-        setattr(owner, name, die)
+        before(self.function, die)
+
+
+def before(function: str, act: Callable[[], None]) -> None:
+    """From now on `act` is called right before every call of "module:Class.name" or so."""
+    module, _, path = function.partition(":")
+    owner = import_module(module)
+    *classes, name = path.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    called = getattr(owner, name)
+
+    @wraps(called)
+    def after_it(*arguments, **options):
+        act()
+        return called(*arguments, **options)
+
+    setattr(owner, name, after_it)
 
 
 def become(module: str, arguments: list[str], log: Path, death: Death | None) -> None:
@@ -161,7 +180,8 @@ class Site:
         `kills` are processes in their order, each with the seconds since the one before; `deaths` come by
         themselves, round by round. Who has died is started again with the same command.
         """
-        trainer = self._trainer(name, replicas)
+        addresses = json.dumps([self._addresses[policy] for policy in POLICIES[:replicas]])
+        trainer = self._trainer(name, {"policy": addresses})
         processes = {**self.services, TRAINER: trainer}
         try:
             for victims in deaths:
@@ -177,6 +197,31 @@ class Site:
             trainer.kill()
         return digest(self.folder / name / "run")
 
+    def run_over(self, name: str, schedule: Sequence[Scene], **times: float) -> dict[str, str]:
+        """Runs over lines that fail on schedule to the end, and gives `digest` of what is left.
+
+        A trainer that gives up with 75 is started again; whatever else ends it is an error. `times` are of
+        [services]: call_timeout, patience.
+        """
+        with contextlib.ExitStack() as stack:
+            lines = {
+                name: stack.enter_context(ChaosProxy(self._addresses[end])) for name, end in LINES.items()
+            }
+            at = {name: line.address for name, line in lines.items()}
+            over = threading.Event()
+            player = threading.Thread(target=play, args=(schedule, lines, over))
+            trainer = self._trainer(name, {**at, "policy": json.dumps([at["policy"]]), **times})
+            stack.callback(trainer.kill)
+            stack.callback(player.join)
+            stack.callback(over.set)
+            player.start()
+            codes = []
+            while not codes or (codes[-1] == AGAIN and len(codes) < MOST_STARTS):
+                trainer.start()
+                codes.append(trainer.ended(LONGEST_S))
+            assert codes[-1] == 0, f"{codes}: {trainer.last_words()}"
+        return digest(self.folder / name / "run", gave_up=AGAIN in codes)
+
     def _die(self, processes: Mapping[str, Command], victims: Mapping[str, Death]) -> None:
         """One round: whoever is to die starts anew, prepared for it; services start again afterwards."""
         for victim, death in victims.items():
@@ -188,11 +233,11 @@ class Site:
         for victim in victims.keys() - {TRAINER}:
             processes[victim].start()
 
-    def _trainer(self, name: str, replicas: int) -> Command:
-        """The command of a run, whose files go to `folder`/`name`/run."""
-        addresses = json.dumps([self._addresses[policy] for policy in POLICIES[:replicas]])
-        settings = ["--set", f"run.directory={self.folder / name}", "--set", f"services.policy={addresses}"]
-        arguments = ["ppo", str(self.folder / "ppo.toml"), "--resume", *settings]
+    def _trainer(self, name: str, services: Mapping[str, object]) -> Command:
+        """The command of a run, whose files go to `folder`/`name`/run, with these settings of [services]."""
+        settings = {"run.directory": self.folder / name, **{f"services.{k}": v for k, v in services.items()}}
+        options = [option for key, value in settings.items() for option in ("--set", f"{key}={value}")]
+        arguments = ["ppo", str(self.folder / "ppo.toml"), "--resume", *options]
         return Command("trainer", arguments, self.folder / f"{name}.log")
 
 
@@ -238,15 +283,26 @@ keep_best = true
 """
 
 
-def digest(run: Path) -> dict[str, str]:
-    """What must be equal: weights that are shipped, all of the last checkpoint, evaluations, and metrics."""
+def digest(run: Path, gave_up: bool = False) -> dict[str, str]:
+    """What must be equal: weights that are shipped, all of the last checkpoint, evaluations, and metrics.
+
+    A run that `gave_up` while a step was judged has two lines of that step, which count as one.
+    """
     newest = checkpoints.latest_whole(run / "checkpoints")
     weights = [*run.glob("policy*/model.safetensors"), *run.glob("best/model.safetensors")]
     files = [*weights, *run.glob("evaluations/*"), newest / "manifest.json"]
     found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return found | {
-        "metrics.jsonl": json.dumps([_without_clock(line) for line in read_lines(run / FILE_NAME)])
-    }
+    lines = [_without_clock(line) for line in read_lines(run / FILE_NAME)]
+    if gave_up:
+        lines = _one_a_step(lines)
+    return found | {FILE_NAME: json.dumps(lines, sort_keys=True)}
+
+
+def _one_a_step(lines: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    steps: dict[object, dict[str, object]] = {}
+    for line in lines:
+        steps.setdefault(line["step"], {}).update(line)
+    return list(steps.values())
 
 
 def _without_clock(line: Mapping[str, object]) -> dict[str, object]:

@@ -208,7 +208,7 @@ def test_a_run_leaves_policy_average_metrics_evaluations_and_report(uninterrupte
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {
         "config.toml", "policy", "policy-ema", "run.json", "metrics.jsonl", "evaluations", "checkpoints",
-        "report.html",
+        "report.html", ".lock",
     }  # fmt: skip
     live = AutoModelForCausalLM.from_pretrained(uninterrupted / "policy")
     average = AutoModelForCausalLM.from_pretrained(uninterrupted / "policy-ema")
@@ -238,6 +238,14 @@ def test_the_first_step_has_no_kl_and_learner_and_generator_agree(uninterrupted)
     assert abs(steps[-1]["objective/kl"]) > 0.01  # a few samples: the mean may be negative
     assert max(line["mismatch/logprob_abs_max"] for line in steps) < 1e-5
     assert all(line["policy_lag"] == 0 for line in steps)
+
+
+def test_responses_that_never_end_are_told_since_their_scores_say_nothing(ppo, caplog):
+    settings = ('ppo.missing_eos="replace"', "sampling.response_length=1", "ppo.total_episodes=6")
+    assert ppo(*settings, name="endless") == 0
+    assert (
+        "no response ended within 1 tokens (sampling.response_length): all of them score -1 " in caplog.text
+    )
 
 
 def test_prometheus_is_told_which_weights_were_pushed_last(uninterrupted, opened):
@@ -331,7 +339,7 @@ def test_a_reward_service_that_dies_ends_the_run_with_a_checkpoint_and_another_t
     with local_services([LocalService("reward", str(tiny_reward), options=options)], tmp_path) as processes:
         reward = processes["reward"]
         kill = signal_at_2("SIGKILL", to=reward.pid)
-        assert ppo(kill, name="bereft", reward=reward.address) == 69
+        assert ppo(kill, name="bereft", reward=reward.address) == 75
     error = capsys.readouterr().err
     assert f"reward at {reward.address} (services.reward) has not answered since" in error
     assert "step 2 is kept, go on with --resume" in error

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates import Pems
 
 from plaudit.v1 import reference_pb2, reference_pb2_grpc, reward_pb2, reward_pb2_grpc, types_pb2
-from services.local import LocalService, ServiceFailed, ServiceProcess, local_services
+from services.local import LocalService, ServiceFailed, ServiceProcess, check_tls, local_services
 
 THREADS = ("--threads", "1", "--dtype", "float32")
 
@@ -25,9 +26,9 @@ def score(address, metadata=()):
         return stub.Score(reward_pb2.ScoreRequest(items=[item]), timeout=30, metadata=metadata)
 
 
-def logprobs(address):
+def logprobs(address, credentials):
     sequence = reference_pb2.LogprobSequence(token_ids=[5, 6, 7], start=1)
-    with grpc.insecure_channel(address) as channel:
+    with grpc.secure_channel(address, credentials) as channel:
         stub = reference_pb2_grpc.ReferenceServiceStub(channel)
         return stub.ComputeLogprobs(reference_pb2.ComputeLogprobsRequest(sequences=[sequence]), timeout=30)
 
@@ -55,6 +56,13 @@ def in_seconds(seconds):
 
 @pytest.mark.slow
 def test_two_services_start_answer_and_drain(tiny_reward, tiny_policy, tmp_path):
+    """One of them as they are where TLS and certificates of callers are set for all."""
+    pems = Pems(tmp_path)
+    cert, key = pems.write("server", "127.0.0.1")
+    secured = {"CERT": cert, "KEY": key, "CLIENT_CA": pems.ca_file}
+    credentials = grpc.ssl_channel_credentials(
+        pems.ca_file.read_bytes(), *(path.read_bytes() for path in reversed(pems.write("caller", "caller")))
+    )
     services = [
         LocalService("reward", str(tiny_reward), options=(*THREADS, "--log-format", "json")),
         LocalService(
@@ -62,13 +70,16 @@ def test_two_services_start_answer_and_drain(tiny_reward, tiny_policy, tmp_path)
             str(tiny_policy),
             name="frozen",
             options=(*THREADS, "--metrics-address", "127.0.0.1:0"),
-            environment={"PLAUDIT_TOKEN": "t"},
+            environment={
+                "PLAUDIT_TOKEN": "t",
+                **{f"PLAUDIT_TLS_{name}": str(path) for name, path in secured.items()},
+            },
         ),
     ]
     with local_services(services, tmp_path) as running:
         assert score(running["reward"].address).results[0].reward.token_count > 3
         with pytest.raises(grpc.RpcError) as caught:
-            logprobs(running["frozen"].address)
+            logprobs(running["frozen"].address, credentials)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         running.check()
         pids = [running[name].pid for name in ("reward", "frozen")]
@@ -84,6 +95,16 @@ def test_two_services_start_answer_and_drain(tiny_reward, tiny_policy, tmp_path)
     logged = [json.loads(line) for line in lines if line.startswith("{")]
     (entry,) = [one for one in logged if "RewardService/Score OK" in one["message"]]
     assert len(entry["request_id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("there", "absent"), [("PLAUDIT_TLS_CERT", "PLAUDIT_TLS_CA"), ("PLAUDIT_TLS_CA", "PLAUDIT_TLS_CERT")]
+)
+def test_an_environment_in_which_services_and_clients_would_not_speak_the_same_is_refused(there, absent):
+    check_tls({})
+    check_tls({there: "a.pem", absent: "b.pem"})
+    with pytest.raises(ServiceFailed, match=f"{there} is set and {absent} isn't.* or unset {there}$"):
+        check_tls({there: "a.pem", absent: ""})
 
 
 PARENT = """

@@ -43,7 +43,7 @@ def main():
         make_tiny_models.main(folder)
         with Site(folder) as site, contextlib.ExitStack() as stack:
             if asked.overload:
-                text, problems = overload(site)
+                text, problems = overload(site, seconds)
             else:
                 text, problems = soak(site, folder, stack, seed, seconds)
     print(text)
@@ -56,7 +56,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="soak", description="Load and random faults for a while.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None, help="of the faults; drawn and printed if left out")
-    parser.add_argument("--overload", action="store_true", help="ten times the callers instead, for minutes")
+    parser.add_argument("--overload", action="store_true", help="ten times the callers instead of faults")
     parser.add_argument("--write", type=Path, help="page whose marked part the report replaces")
     return parser.parse_args()
 

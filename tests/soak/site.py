@@ -4,16 +4,19 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chaos_proxy import NONE, ChaosProxy
-from fault_schedule import Scene
+from chaos_proxy import ChaosProxy
+from fault_schedule import LINE_SCENES, Scene
 
 from services.local import LocalService, ServiceProcess
 
 READY_S = 120.0
-OPTIONS = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
+OPTIONS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--metrics-address", "127.0.0.1:0")
+TASKS = "plaudit_event_loop_tasks"
+SCRAPE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,23 @@ class Footprint:
     """Resident bytes."""
     files: int
     threads: int
+    tasks: int
+    """Of its event loop."""
 
     @classmethod
-    def of(cls, pid):
+    def of(cls, pid, metrics):
+        """Of a process, whose metrics are at HOST:PORT."""
         folder = Path(f"/proc/{pid}")
         pages = int((folder / "statm").read_text().split()[1])
         files = len(list((folder / "fd").iterdir()))
-        return cls(pid, pages * os.sysconf("SC_PAGE_SIZE"), files, len(list((folder / "task").iterdir())))
+        threads = len(list((folder / "task").iterdir()))
+        return cls(pid, pages * os.sysconf("SC_PAGE_SIZE"), files, threads, _tasks(metrics))
+
+
+def _tasks(metrics):
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=SCRAPE_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{TASKS} "))
 
 
 class Served:
@@ -51,7 +64,7 @@ class Served:
         return self._process.pid
 
     def footprint(self):
-        return Footprint.of(self.pid)
+        return Footprint.of(self.pid, self._process.printed("metrics on "))
 
     def wait_ready(self):
         self._process.wait_ready(time.monotonic() + READY_S)
@@ -88,14 +101,10 @@ class Site:
     def play(self, scene: Scene, over: threading.Event) -> None:
         """Lets a scene happen, and puts everything right after it; sooner if it is `over`."""
         service = self.services[scene.service]
-        if scene.fault is not None:
-            service.proxy.suffer(scene.fault)
+        if scene.what in LINE_SCENES:
+            scene.begin(service.proxy)
             over.wait(scene.lasts)
-            service.proxy.suffer(NONE)
-        elif scene.what == "hang":
-            service.proxy.hang()
-            over.wait(scene.lasts)
-            service.proxy.cut(resets=True)  # the peer is up again, and knows of no connection
+            scene.end(service.proxy)
         elif scene.what == "stop":
             os.kill(service.pid, signal.SIGSTOP)
             over.wait(scene.lasts)

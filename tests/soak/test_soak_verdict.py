@@ -23,13 +23,13 @@ def kind(sent=3, answered=3, rejected=0, failed=0, wrong=(), late=(), is_bad=Fal
     return SimpleNamespace(name="Score", tally=tally, is_bad=is_bad)
 
 
-def held(memory=100, files=20, threads=30):
-    return Footprint(7, memory * MIB, files, threads)
+def held(memory=100, files=20, threads=30, tasks=9):
+    return Footprint(7, memory * MIB, files, threads, tasks)
 
 
 def test_all_is_well():
     assert list(verdict.of_calls([kind(), kind(sent=4, failed=1)])) == []
-    assert list(Growth("reward", held(), held(memory=180, files=50, threads=38)).problems) == []
+    assert list(Growth("reward", held(), held(memory=180, files=50, threads=38, tasks=41)).problems) == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_calls_that_fail_a_soak(calls, words):
         (held(memory=190), "reward: 100 MiB grew to 190"),
         (held(files=60), "reward: 20 open files grew to 60"),
         (held(threads=50), "reward: 30 threads grew to 50"),
+        (held(tasks=99), "reward: 9 tasks grew to 99"),
     ],
 )
 def test_growth_that_fails_a_soak(after, words):
@@ -69,7 +70,7 @@ def test_the_report_takes_the_place_of_the_last_one(tmp_path):
     written = page.read_text()
     assert written.startswith(f"before\n{BEGIN}\n- seed 3\n")
     assert "| Score | 4 | 3 | 0 | 1 | Unavailable 1 |" in written
-    assert "| reward | 100 → 101 | 20 → 20 | 30 → 30 |" in written
+    assert "| reward | 100 → 101 | 20 → 20 | 30 → 30 | 9 → 9 |" in written
     assert "| kill (policy) | 1 |" in written
     assert "**Passed.**" in written
     assert "old" not in written

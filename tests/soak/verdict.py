@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MEMORY_FACTOR, MEMORY_MIB, FILES, THREADS = 1.2, 64, 32, 8
+MEMORY_FACTOR, MEMORY_MIB, FILES, THREADS, TASKS = 1.2, 64, 32, 8, 32
 """How much of each a process may hold at the end beyond what it had, warm, before the first fault since it
 was started."""
 MIB = 1 << 20
@@ -25,6 +25,8 @@ class Growth:
             yield f"{self.name}: {before.files} open files grew to {after.files}"
         if after.threads > before.threads + THREADS:
             yield f"{self.name}: {before.threads} threads grew to {after.threads}"
+        if after.tasks > before.tasks + TASKS:
+            yield f"{self.name}: {before.tasks} tasks grew to {after.tasks}"
 
 
 def of_calls(kinds):
@@ -60,14 +62,15 @@ def report(setting, kinds, growths, played, problems):
     ]  # fmt: skip
     held = [
         [g.name, f"{g.before.memory / MIB:.0f} → {g.after.memory / MIB:.0f}",
-         f"{g.before.files} → {g.after.files}", f"{g.before.threads} → {g.after.threads}"]
+         f"{g.before.files} → {g.after.files}", f"{g.before.threads} → {g.after.threads}",
+         f"{g.before.tasks} → {g.after.tasks}"]
         for g in growths
     ]  # fmt: skip
     happened = [[what, count] for what, count in sorted(played.items())]
     return "\n".join([
         *(f"- {line}" for line in setting), "",
         *table(["calls", "sent", "answered", "rejected", "failed", "failed by"], calls), "",
-        *table(["process", "memory, MiB", "open files", "threads"], held), "",
+        *table(["process", "memory, MiB", "open files", "threads", "tasks"], held), "",
         *table(["what happened", "times"], happened), "",
         *ending(problems),
     ])  # fmt: skip

@@ -68,6 +68,8 @@ def status(namespace: Namespace = "plaudit", context: Context = None) -> None:
     print_table(cluster_status.table(rows, sights))
     for run in cluster_status.runs(sights):
         say(cluster_status.run_text(run))
+    for line in cluster_status.troubles(rows, sights):
+        say(line)
     if any(sight.away for sight in sights):
         say(cluster_status.OUT_OF_REACH)
 

@@ -8,8 +8,8 @@ from trainer.cluster import workloads
 from trainer.cluster.calls import Cluster, Object
 from trainer.cluster.errors import ApiUnreachable, ClusterError, Misused, NotThere, TimedOut
 from trainer.cluster.reasons import exit_code
-from trainer.cluster.status import ASK_S, grpc_address
-from trainer.cluster.waiting import Grace, Tell, Teller, events_about
+from trainer.cluster.status import ASK_S, grpc_address, misuse_told
+from trainer.cluster.waiting import TRAINER, Grace, Tell, Teller, events_about
 
 if TYPE_CHECKING:
     from plaudit.clients import RunEvent
@@ -55,24 +55,28 @@ class Listener:
 
     def listen(self, pod: Object) -> None:
         """Returns when the run has ended, or there is no more to hear for now."""
-        address = grpc_address(pod)
-        if self._answers is not False and address is not None and self._watch(address):
-            self._answers = True
-        elif not self._answers:
-            if self._answers is None:
-                self._tell("its pod doesn't answer from here; what it logs:")
+        if self._answers is not False:
+            address = grpc_address(pod)
+            refusal = "it has no address" if address is None else self._watch(address)
+            if not refusal:
+                self._answers = True
+            if self._answers:  # if it is silent now, it is on its way out
+                return
+            self._tell(f"its pod doesn't answer from here ({refusal}); what it logs:")
             self._answers = False
-            self._read_log(pod["metadata"]["name"])
+        self._read_log(pod["metadata"]["name"])
 
-    def _watch(self, address: str) -> bool:
-        """Whether anybody answers."""
+    def _watch(self, address: str) -> str:
+        """Why nobody answers; empty when somebody has, and there is no more to hear."""
         from plaudit.clients import PlauditError, TrainerClient
 
-        with TrainerClient(address, timeout=ASK_S) as trainer:
+        with misuse_told():
+            client = TrainerClient(address, timeout=ASK_S, tls_name=TRAINER)
+        with client as trainer:
             try:
                 trainer.get_run()
-            except PlauditError:
-                return False
+            except PlauditError as error:
+                return error.reason
             left = max(0.1, self._end - self._cluster.clock.monotonic())
             alarm = threading.Timer(left, trainer.close)
             alarm.daemon = True
@@ -83,7 +87,7 @@ class Listener:
                 self._tell(f"{address}: {error.reason}")
             finally:
                 alarm.cancel()
-        return True
+        return ""
 
     def _tell_of(self, events: Iterator["RunEvent"]) -> None:
         from plaudit.cli.run import run_line

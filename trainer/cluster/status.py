@@ -1,13 +1,14 @@
 """`status`: every workload in one table, and each run in one line."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.cluster.calls import Cluster, Object
 from trainer.cluster.endpoints import host_port
 from trainer.cluster.errors import Misused
-from trainer.cluster.waiting import OURS
+from trainer.cluster.waiting import OURS, TRAINER
 from trainer.cluster.workloads import condition, owned_by
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ OUT_OF_REACH = (
     " with plaudit status"
 )
 CONTAINER, PORT = "plaudit", "grpc"
+COMPONENT = "app.kubernetes.io/component"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Row:
     restarts: int
     addresses: tuple[str, ...]
     """HOST:PORT of the gRPC services of its running pods."""
+    service: str
+    """The name of its Service, which its pods' certificates have."""
 
 
 def rows(cluster: Cluster) -> list[Row]:
@@ -57,7 +61,20 @@ def ask(found: Iterable[Row]) -> list["Sight"]:
     """What stands at the pods' addresses, asked all at once."""
     from plaudit.survey import survey
 
-    return survey([address for row in found for address in row.addresses], ASK_S)
+    names = {address: row.service for row in found for address in row.addresses}
+    with misuse_told():
+        return survey(list(names), ASK_S, names)
+
+
+@contextmanager
+def misuse_told() -> Iterator[None]:
+    """Raises Misused where the environment's token can't be sent, or its certificates can't be read."""
+    from plaudit.clients import InvalidArgument
+
+    try:
+        yield
+    except InvalidArgument as error:
+        raise Misused(f"pods can't be asked: {error.reason}") from None
 
 
 def runs(sights: Iterable["Sight"]) -> Iterator["Run"]:
@@ -66,7 +83,7 @@ def runs(sights: Iterable["Sight"]) -> Iterator["Run"]:
 
     for sight in sights:
         if sight.service == "trainer":
-            with TrainerClient(sight.address, timeout=ASK_S) as trainer:
+            with TrainerClient(sight.address, timeout=ASK_S, tls_name=TRAINER) as trainer:
                 try:
                     yield trainer.get_run()
                 except PlauditError:  # it has ended since
@@ -86,6 +103,14 @@ def table(found: Iterable[Row], sights: Sequence["Sight"]) -> "Table":
         versions = ", ".join(row.versions)
         made.add_row(row.name, row.ready, versions, str(row.restarts), _steps(row, seen), _queue(row, seen))
     return made
+
+
+def troubles(found: Iterable[Row], sights: Sequence["Sight"]) -> Iterator[str]:
+    """A line for each workload none of whose pods told what it was asked, with the first one's reason."""
+    for row in found:
+        mine = [each for each in sights if each.address in row.addresses]
+        if mine and all(each.error for each in mine):
+            yield f"{row.name}: {mine[0].error}"
 
 
 def run_text(run: "Run") -> str:
@@ -125,6 +150,7 @@ def _row(each: Object, ready: str, pods: Sequence[Object], failed: int) -> Row:
         versions=tuple(sorted(set(map(version, images)))),
         restarts=failed + sum(status["restartCount"] for status in statuses),
         addresses=tuple(address for pod in pods if (address := grpc_address(pod)) is not None),
+        service=f"plaudit-{each['metadata']['labels'][COMPONENT]}",
     )
 
 

@@ -35,6 +35,10 @@ class Candidate(Protocol):
         """One response per prompt; the same seeds give the same responses. `what` names the progress bar."""
         ...
 
+    def prompt_lengths(self, contexts: Sequence[Context]) -> list[int] | None:
+        """Tokens of each prompt; None where the policy is a service, which tokenises. Raises DataError."""
+        ...
+
     def logprob_sums(self, samples: Sequence[Sample]) -> list[float] | None:
         """Σ_t log π of each response at the sampling temperature, in nats; None if it can't be had."""
         ...
@@ -57,6 +61,10 @@ class LocalCandidate:
         for start in track(range(0, len(contexts), self._sampling.batch_size), what):
             self._decode(responses[start : start + self._sampling.batch_size])
         return [self._to_sample(*pair) for pair in zip(contexts, responses, strict=True)]
+
+    def prompt_lengths(self, contexts: Sequence[Context]) -> list[int]:
+        """Raises DataError for a prompt that leaves no room for a response."""
+        return [len(self._encode(context)) for context in contexts]
 
     def logprob_sums(self, samples: Sequence[Sample]) -> list[float]:
         """By the one log-probability function, like lengths together."""
@@ -117,6 +125,9 @@ class LiveCandidate:
         """Deterministic requests by exactly the weights that were there at the start."""
         starts = range(0, len(contexts), self._sampling.batch_size)
         return [sample for start in track(starts, what) for sample in self._batch(contexts, seeds, start)]
+
+    def prompt_lengths(self, contexts: Sequence[Context]) -> None:
+        """The service's affair."""
 
     def logprob_sums(self, samples: Sequence[Sample]) -> list[float] | None:
         """From the reference; None without one."""

@@ -51,6 +51,11 @@ class Comparison:
         self._config = config
         self._seed = config.run.seed
 
+    def prompt_lengths(self) -> dict[str, list[int]]:
+        """Tokens of each prompt, for those of A and B that are loaded here. Raises DataError."""
+        lengths = {name: who.prompt_lengths(self._contexts) for name, who in (("A", self._a), ("B", self._b))}
+        return {name: each for name, each in lengths.items() if each is not None}
+
     def run(self) -> dict[str, Any]:
         """The content of evaluation.json. Raises JudgeError, and what the candidates raise."""
         answers_a = self._judged(self._sample(self._a, A, "responses of A"))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config import RunSection, Section
+from trainer.config import Section, StageConfig
 
 HOST_PORT = r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):\d{1,5}"
 Address = Annotated[str, Field(pattern=rf"^{HOST_PORT}$")]
@@ -100,10 +100,9 @@ class PlacementSection(Section):
     dtype: str = "auto"
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(StageConfig):
     """`python -m trainer evaluate`: compares policy B with policy A on a file of prompts."""
 
-    run: RunSection
     a: CandidateSection
     b: CandidateSection
     data: PromptsSection

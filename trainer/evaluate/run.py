@@ -13,6 +13,7 @@ from trainer.evaluate.candidates import load_candidate
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.config import EvaluateConfig
 from trainer.evaluate.judges import load_judges
+from trainer.examples import LENGTH_COLUMNS, length_row
 from trainer.outputs import write_json
 from trainer.progress import show_table, waiting
 from trainer.report.build import build_report
@@ -33,6 +34,7 @@ def run(config: EvaluateConfig, options: RunOptions) -> None:
     contexts = read_prompts(config.data.prompts)[: config.data.limit]
     comparison = _prepare(config, contexts, placement)
     if options.dry_run:
+        show_sizes(comparison)
         print(
             f"{len(contexts)} prompts of {config.data.prompts}; judges: {', '.join(config.judges) or 'none'}"
         )
@@ -46,6 +48,13 @@ def run(config: EvaluateConfig, options: RunOptions) -> None:
     title = f"{config.b.name} against {config.a.name}"
     report = build_report(path.with_name("report.html"), title=title, evaluations={title: path})
     print(f"written: {path}, {report}")
+
+
+def show_sizes(comparison: Comparison) -> None:
+    """Prints token statistics, where the tokenizer is here. Raises DataError for a prompt too long."""
+    rows = [length_row(f"prompts of {name}", each) for name, each in comparison.prompt_lengths().items()]
+    if rows:
+        show_table("Prompts", LENGTH_COLUMNS, rows)
 
 
 def _prepare(config: EvaluateConfig, contexts: Sequence[Context], placement: Placement) -> Comparison:
@@ -69,13 +78,15 @@ def write(folder: Path, evaluation: Mapping[str, Any]) -> Path:
 def show(evaluation: Mapping[str, Any]) -> None:
     """Prints the tables of a comparison."""
     title = f"B: {evaluation['b']['label']}, against A: {evaluation['a']['label']}"
-    show_table(title, ("judge", "A", "B", "win rate of B", "at equal length", "A again", "best of n"),
-               _judge_rows(evaluation))  # fmt: skip
+    if evaluation["judges"]:
+        show_table(title, ("judge", "A", "B", "win rate of B", "at equal length", "A again", "best of n"),
+                   _judge_rows(evaluation))  # fmt: skip
+        title = "measures"
     names = ("length_mean", "eos_rate", "distinct_1", "distinct_2", "entropy")
     rows = [(name, evaluation["a"][name], evaluation["b"][name]) for name in names]
     kl = evaluation["kl"]
     rows.append(("kl from A, nats", 0.0, _interval(kl) if kl else evaluation["kl_reason"]))
-    show_table("measures", ("measure", "A", "B"), rows)
+    show_table(title, ("measure", "A", "B"), rows)
 
 
 def _judge_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

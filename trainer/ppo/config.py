@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config import AdamSection, ModelSection, RunSection, Section
+from trainer.config import AdamSection, ModelSection, Section, StageConfig
 from trainer.ppo.run_sections import DataSection, EvaluationSection, ServicesSection
 
 Count = Annotated[int, Field(ge=1)]
@@ -130,10 +130,9 @@ class CriticSection(ModelSection, AdamSection):
     last token. Ours."""
 
 
-class PPOConfig(Section):
+class PPOConfig(StageConfig):
     """`python -m trainer ppo`: PPO against live services."""
 
-    run: RunSection
     model: ModelSection
     critic: CriticSection
     services: ServicesSection

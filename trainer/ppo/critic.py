@@ -46,7 +46,9 @@ class ValueCritic:
         self._config = config
         self._placement = placement
         self._gamma = gamma
-        self._trained = TrainedModel(self._model, config.trainable, config, config.learning_rate)
+        self._trained = TrainedModel(
+            self._model, config.trainable, config, config.learning_rate, key="critic.trainable"
+        )
         self._head_fitted = not config.refit_head
 
     @torch.no_grad()

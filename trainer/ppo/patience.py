@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeVar
 
 from plaudit.clients.errors import DeadlineExceeded, Overloaded, PlauditError, Unavailable
@@ -55,14 +56,14 @@ class Waiting:
         """There was an answer: from now on it is another wait."""
         self.role = ""
         """Who is waited for; empty until somebody was away."""
-        self._since = time.time()
-        self._end = time.monotonic() + self._seconds
+        self._since = datetime.now()
+        self._began = time.monotonic()
         self._pause = FIRST_WAIT_S
 
     def pause(self, away: Away) -> None:
         """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long, Stopped on SIGTERM."""
         self.role = away.endpoint.role
-        left = self._end - time.monotonic()
+        left = self._began + self._seconds - time.monotonic()
         if left <= 0:
             raise self._unavailable(away) from away.cause
         logger.warning("%s; trying for another %.0f s", away, left)
@@ -72,10 +73,10 @@ class Waiting:
         self._pause = min(2 * self._pause, LONGEST_WAIT_S)
 
     def _unavailable(self, away: Away) -> RoleUnavailable:
-        clock = time.strftime("%H:%M:%S", time.localtime(self._since))
-        seconds = time.time() - self._since
+        seconds = time.monotonic() - self._began
         return RoleUnavailable(
-            f"{away.endpoint} has not answered since {clock} ({seconds:.0f} s): {away.cause.reason}"
+            f"{away.endpoint} has not answered since {self._since:%H:%M:%S} ({seconds:.0f} s): "
+            f"{away.cause.reason}"
         )
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from lm.placement import DTYPE_NAMES
 from plaudit.clients.errors import PlauditError
 from trainer.config import RunOptions
-from trainer.errors import ServiceUnreachable, TrainerError
+from trainer.errors import ServiceAway, ServiceUnreachable, TrainerError
 from trainer.loop import Loop, Run, Stateful, StepResult, open_run
 from trainer.metrics import SERVICES
 from trainer.ppo.assembly import Parts, assemble
@@ -37,6 +37,10 @@ SHOWN = {
     "tokens_per_second": "tokens/s",
 }
 COUNTERS = ("dropped_rewards", "skipped_updates", "kl_stops")
+NONE_ENDED = (
+    "no response ended within %d tokens (sampling.response_length): all of them score %g (ppo.missing_eos), "
+    "whatever they say"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ logger = logging.getLogger(__name__)
 def run(config: PPOConfig, options: RunOptions) -> None:
     """Trains to the end, or says that it was done already.
 
-    Raises TrainerError's and lm's errors. ServiceUnreachable in the middle of a run leaves a checkpoint.
+    Raises TrainerError's and lm's errors. ServiceAway, in the middle of a run, leaves a checkpoint.
     """
     opened = open_run(config, config.run, options)
     products = Products(config, opened.disk)
@@ -70,7 +74,9 @@ def _role_errors() -> Iterator[None]:
     """Errors of the roles, which know nothing of exit codes, as errors of the trainer."""
     try:
         yield
-    except (RoleUnavailable, PlauditError) as error:
+    except RoleUnavailable as error:
+        raise ServiceAway(str(error)) from error
+    except PlauditError as error:
         raise ServiceUnreachable(str(error)) from error
     except StaleWeights as error:
         raise WrongWeights(str(error)) from error
@@ -125,6 +131,8 @@ class PPORun:
                 batch, parts.roles, parts.learner, parts.critic, parts.kl, config.ppo,
                 seed=config.run.seed, collect_size=config.sampling.collect_size,
             )  # fmt: skip
+        if config.ppo.missing_eos == "replace" and metrics["val/eos_rate"] == 0:
+            logger.warning(NONE_ENDED, config.sampling.response_length, -config.ppo.missing_eos_penalty)
         counts = {name: metrics.pop(name) for name in COUNTERS}
         tokens = round(metrics["response_length/mean"] * config.ppo.batch_size)
         return StepResult(metrics, skipped=False, tokens=tokens, counts=counts)

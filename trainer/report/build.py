@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.metrics_file import read_lines
+from trainer.outputs import write_text
 from trainer.report.charts import Bar, interval_chart
 from trainer.report.curves import charts
 
@@ -57,8 +58,7 @@ def build_report(
         evaluations=[_evaluation(heading, path) for heading, path in (evaluations or {}).items()],
         runs={heading: list(charts(read_lines(path))) for heading, path in (metrics or {}).items()},
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    write_text(target, page)
     return target
 
 

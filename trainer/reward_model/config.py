@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.config import AdamSection, ModelSection, RunSection, Section
+from trainer.config import AdamSection, ModelSection, Section, StageConfig
 
 
 class DataSection(Section):
@@ -58,10 +58,9 @@ class RewardModelSection(AdamSection):
     """How often people agree with each other, shown beside the accuracy."""
 
 
-class RewardModelConfig(Section):
+class RewardModelConfig(StageConfig):
     """The whole file."""
 
-    run: RunSection
     model: BackboneSection
     data: DataSection
     reward_model: RewardModelSection = RewardModelSection()

@@ -172,6 +172,7 @@ class RewardModelling:
         facts = {**settings, "human_ceiling": ceiling, **held_out}
         self._disk.write(path, 0, lambda: write_json(path, facts))
         show_accuracies(held_out, ceiling)
+        logger.info("the reward model: %s", target)
 
     def _normalisation(self) -> tuple[float, float]:
         """(mean, std) such that (score − mean) / std is 0 on average on the demonstrations (N R3).

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.config import AdamSection, ModelSection, RunSection, Section
+from trainer.config import AdamSection, ModelSection, Section, StageConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -51,10 +51,9 @@ class SFTSection(AdamSection):
     """
 
 
-class SFTConfig(Section):
+class SFTConfig(StageConfig):
     """The whole file."""
 
-    run: RunSection
     model: ModelSection
     data: DataSection
     sft: SFTSection = SFTSection()

@@ -89,18 +89,44 @@ securityContext:
 
 {{- define "plaudit.token" -}}
 {{- with .Values.token.secret }}
-- name: PLAUDIT_TOKEN
-  valueFrom:
-    secretKeyRef: {name: {{ . }}, key: token}
+- {name: PLAUDIT_TOKEN_FILE, value: /token/token}
 {{- end }}
 {{- end }}
 
-{{/* (list root caller): its own token, beside the file of all */}}
+{{- define "plaudit.tokenMount" -}}
+{{- if .Values.token.secret }}
+- {name: token, mountPath: /token, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.tokenVolume" -}}
+{{- with .Values.token.secret }}
+- name: token
+  secret: {secretName: {{ . }}, defaultMode: 288} # 0440
+{{- end }}
+{{- end }}
+
+{{/* Of a caller: its own token, beside the file of all */}}
 {{- define "plaudit.ownToken" -}}
+{{- if .Values.tokens.secret }}
+- {name: PLAUDIT_TOKEN_FILE, value: /token/token}
+{{- end }}
+{{- end }}
+
+{{- define "plaudit.ownTokenMount" -}}
+{{- if .Values.tokens.secret }}
+- {name: token, mountPath: /token, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* (list root caller) */}}
+{{- define "plaudit.ownTokenVolume" -}}
 {{- if (index . 0).Values.tokens.secret }}
-- name: PLAUDIT_TOKEN
-  valueFrom:
-    secretKeyRef: {name: {{ (index . 0).Values.tokens.callers }}, key: {{ index . 1 }}}
+- name: token
+  secret:
+    secretName: {{ (index . 0).Values.tokens.callers }}
+    defaultMode: 288 # 0440
+    items: [{key: {{ index . 1 }}, path: token}]
 {{- end }}
 {{- end }}
 

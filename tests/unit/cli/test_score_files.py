@@ -119,9 +119,37 @@ def test_bad_rows_go_to_the_side_with_line_and_reason(score, toy, files):
     bad = lines(files / "out.jsonl.bad.jsonl")
     assert [row["line"] for row in bad] == [2, 5, 6, 8]
     assert [row["row"] for row in bad] == ['{"prompt": broken', empty, {"x": 1}, rows[-1]]
-    assert bad[1]["reason"] == "pair.response: is empty; send text"
+    assert bad[1]["reason"] == "response: is empty; send text"
     assert "needs prompt and response" in bad[2]["reason"]
     assert f"has {CONTEXT + 3} tokens" in bad[3]["reason"]
+
+
+def test_reasons_name_the_rows_own_columns(run, files):
+    class WithPaths(ToyReward):
+        has_chat_template = False
+
+        def stream_results(self, items, options):
+            """As our service has it: paths begin at the StreamItem."""
+            return [
+                reward_pb2.StreamResult(item_id=one.item_id, result=self.result(one.item, "item.", options))
+                for one in items
+            ]
+
+    rows = [
+        {"prompt": "p", "response": ""},
+        {"prompt": "p", "response": LONG},
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"token_ids": [4, 99_999]},
+    ]
+    write_lines(files / "in.jsonl", rows)
+    with serving(WithPaths()) as address:
+        run("score", "in.jsonl", "-o", "out.jsonl", "--tokenizer-sha256", TOKENIZER, "--address", address)
+    assert [row["reason"] for row in lines(files / "out.jsonl.bad.jsonl")] == [
+        "response: is empty; send text",
+        f"has {CONTEXT + 3} tokens; shorten it",
+        "there is no template; send a pair",
+        "token_ids[1]: is too large; use ids of this model",
+    ]
 
 
 def test_the_side_file_may_have_a_name(score, files):

@@ -56,6 +56,12 @@ def test_expiry(file):
     assert entry["expires"] == day
 
 
+def test_a_front_end_may_speak_for_others(file, capsys):
+    assert new(file, "--name", "gateway", "--scope", "score", "--speaks-for-others") == 0
+    found = parse_tokens(file.read_bytes(), "it").of_token(capsys.readouterr().out.strip())
+    assert found.speaks_for_others
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_every_scope_can_be_given(file, scope):
     assert new(file, "--name", "a", "--scope", scope) == 0

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 from scripted_streams import expected, pairs, scored
 
 from plaudit import Internal, ItemFailure, NotFound, Overloaded, Unavailable, Unreachable
+from plaudit.clients import flight as flight_module
 from plaudit.clients.errors import Details
 from plaudit.clients.flight import FIRST_PAUSE, LONGEST_PAUSE, REOPENINGS, Endurance, Flight
 
@@ -29,6 +30,18 @@ def test_results_come_out_in_order_whatever_the_order_they_come_in(order, chunk)
         assert [int(one.item_id) for one in flight.unanswered] == missing
     assert given_back == expected(12)
     assert not flight.is_waiting
+
+
+def test_room_ends_with_the_window_or_with_the_bytes_that_have_no_result(monkeypatch):
+    monkeypatch.setattr(flight_module, "MAX_WAITING_BYTES", 2000)
+    flight = Flight(100)
+    first = flight.add(("p", "0"))
+    assert flight.has_room
+    long = flight.add(("p" * 2000, "1"))
+    assert not flight.has_room
+    answer(flight, long)
+    assert flight.has_room, "the result is small"
+    answer(flight, first)
 
 
 def test_room():

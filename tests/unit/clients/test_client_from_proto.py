@@ -92,22 +92,22 @@ def test_infos():
             chat_template_sha256="ee",
             swap_modes=[policy_pb2.SWAP_MODE_IN_PLACE, policy_pb2.SWAP_MODE_DRAIN, 77],
             limits=LIMITS,
-            queue=types_pb2.QueueDepth(items=4, tokens=50),
+            queue=types_pb2.QueueDepth(items=4, tokens=50, bytes=60),
         )
     )
-    assert policy.queue == QueueDepth(4, 50)
+    assert policy.queue == QueueDepth(4, 50, 60)
     assert (policy.model, policy.engine, policy.dtype) == (VERSION, "torch", "bfloat16")
     assert (policy.vocabulary_size, policy.context_length, policy.eos_token_ids) == (300, 128, (2, 3))
     assert (policy.has_chat_template, policy.chat_template_sha256) == (True, "ee")
     assert policy.swap_modes == ("in_place", "drain"), "a mode this client doesn't know can't be asked for"
-    assert policy.limits == CallLimits(1, 2, 3)
+    assert policy.limits == CallLimits(1, 2, 3, 3), "an older service says one size for both"
     reference = from_proto.reference_info(
         reference_pb2.GetReferenceResponse(
             model=MODEL, dtype=99, vocabulary_size=300, context_length=128, limits=LIMITS
         )
     )
-    assert (reference.dtype, reference.limits) == ("unspecified", CallLimits(1, 2, 3))
-    assert reference.queue == QueueDepth(0, 0), "an older service doesn't say"
+    assert (reference.dtype, reference.limits) == ("unspecified", CallLimits(1, 2, 3, 3))
+    assert reference.queue == QueueDepth(0, 0, 0), "an older service doesn't say"
 
 
 def test_run():

@@ -70,7 +70,9 @@ def test_the_deadline_ends_it_during_a_try(serve_reward, score):
         server.hang(request, context)
 
     server = serve_reward(full(10), full(30), hang)
-    with pytest.raises(Overloaded, match=r"full; asked again, no answer in the 0\.\d s that were left") as caught:
+    with pytest.raises(
+        Overloaded, match=r"full; asked again, no answer in the 0\.\d s that were left"
+    ) as caught:
         score(server.address, timeout=1)
     assert caught.value.retry_after == 0.03
     assert len(server.heard) == 3

@@ -6,10 +6,11 @@ import contextlib
 import grpc
 import pytest
 from hypothesis import given, strategies as st
-from scripted_servers import SCORED, refuse
+from scripted_servers import REWARD, SCORED, refuse
+from scripted_streams import GONE, Streams, expected, pairs, score_many_async, score_many_sync
 
-from plaudit import AsyncRewardClient, InvalidArgument, RewardClient, Unavailable
-from plaudit.clients import replicas
+from plaudit import AsyncRewardClient, DeadlineExceeded, InvalidArgument, RewardClient, Unavailable
+from plaudit.clients import flight, replicas
 from plaudit.clients.replicas import FAILURES, FIRST_REST, LONGEST_REST, Replicas
 
 AWAY = refuse(grpc.StatusCode.UNAVAILABLE, "away", pushback_ms=-1)
@@ -164,6 +165,67 @@ def test_a_replica_that_is_back_gets_its_share_again(serve_reward, ask, clock):
 def test_the_only_address_is_never_left_out(serve_reward, ask, clock):
     server = serve_reward(*[AWAY] * (FAILURES + 2), SCORED)
     assert ask(server.address, FAILURES + 4) == [0.5] * 2
+
+
+# --- streams of scores ---
+
+
+@pytest.fixture(params=[score_many_sync, score_many_async], ids=["sync", "async"])
+def score_many(request):
+    return request.param
+
+
+@pytest.fixture
+def streams():
+    made = Streams()
+    yield made
+    made.over.set()
+
+
+@pytest.fixture
+def one_client(score_many, monkeypatch):
+    """What the clients of a test know of their addresses, as if they were one client."""
+    known = Replicas(2)
+    monkeypatch.setattr("plaudit.clients.channel.Replicas", lambda count: known)
+    monkeypatch.setattr(flight, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(flight, "LONGEST_PAUSE", 0.001)
+    return known
+
+
+def test_streams_that_break_leave_an_address_out(serve, streams, score_many, one_client, clock):
+    away = serve(REWARD, {"ScoreStream": [streams.answer_then(0, GONE)]})
+    good = serve(REWARD, {"ScoreStream": [streams.answer], "Score": [SCORED]})
+    addresses = [away.address, good.address]
+    for _ in range(2 * FAILURES + 4):
+        assert list(score_many(addresses, pairs(3))) == expected(3)
+    assert len(away.heard) == FAILURES
+    assert one_client.in_turn() == [1], "and other calls know it, too"
+
+
+def test_a_result_of_a_stream_brings_an_address_back(serve, streams, score_many, one_client, clock):
+    both = [serve(REWARD, {"ScoreStream": [streams.answer]}) for _ in range(2)]
+    fail(one_client, 0)
+    clock.now += FIRST_REST
+    assert list(score_many([each.address for each in both], pairs(3))) == expected(3)
+    assert len(both[0].heard) == 1
+    assert sorted(one_client.in_turn()) == [0, 1]
+
+
+def test_a_stream_in_which_nothing_comes_is_a_failure(serve, streams, score_many, one_client, clock):
+    silent = serve(REWARD, {"ScoreStream": [streams.never_answer]})
+    for _ in range(FAILURES):
+        fail(one_client, 1, FAILURES)
+        with pytest.raises(DeadlineExceeded):
+            list(score_many([silent.address] * 2, pairs(1), timeout=0.05))
+    assert one_client._replicas[0].failures == FAILURES
+
+
+def test_a_stream_that_is_refused_was_answered(serve, streams, score_many, one_client, clock):
+    full = refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "nobody read the results", pushback_ms=1)
+    server = serve(REWARD, {"ScoreStream": [streams.answer_then(0, full), streams.answer]})
+    fail(one_client, 0, FAILURES - 1)
+    assert list(score_many([server.address] * 2, pairs(3))) == expected(3)
+    assert [each.failures for each in one_client._replicas] == [0, 0]
 
 
 def test_a_refusal_is_an_answer(serve_reward, ask, clock):

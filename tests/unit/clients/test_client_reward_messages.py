@@ -96,7 +96,11 @@ BAD_ITEMS = [
     (("p", 3), ".pair.response"),
     (("p", None), ".pair.response"),
     (("p", "\ud800"), ".pair.response"),
-    (("a", "b", "c"), ".token_ids.ids[0]"),
+    (("a", "b", "c"), ""),
+    (("a",), ""),
+    ((b"a", "b"), ""),
+    ((None, "b"), ""),
+    ({"prompt": "a", "response": "b"}, ""),
     ([1, None], ".token_ids.ids[1]"),
     ([2**32], ".token_ids.ids[0]"),
     (None, ".token_ids.ids"),
@@ -275,13 +279,13 @@ def test_reward_info():
         reward_mean=0.25,
         reward_std=2.0,
         has_chat_template=True,
-        limits=types_pb2.CallLimits(max_items=1, max_tokens=2, max_message_bytes=3),
+        limits=types_pb2.CallLimits(max_items=1, max_tokens=2, max_message_bytes=3, max_request_bytes=4),
         name="safety",
         stream_window=64,
         compare_temperature=1.5,
         combination=reward_pb2.COMBINATION_MEAN_MINUS_STD,
         deviation_factor=0.5,
-        queue=types_pb2.QueueDepth(items=7, tokens=2**40),
+        queue=types_pb2.QueueDepth(items=7, tokens=2**40, bytes=2**33),
     )
     response.components.add(name="a", weight=1, model=MODEL)
     response.components.add(name="b", weight=0.5)
@@ -293,14 +297,14 @@ def test_reward_info():
         128,
     )
     assert (info.reward_mean, info.reward_std, info.has_chat_template) == (0.25, 2.0, True)
-    assert (info.limits, info.name, info.stream_window) == (CallLimits(1, 2, 3), "safety", 64)
+    assert (info.limits, info.name, info.stream_window) == (CallLimits(1, 2, 3, 4), "safety", 64)
     assert (info.compare_temperature, info.combination, info.deviation_factor) == (
         1.5,
         "mean_minus_std",
         0.5,
     )
     assert info.components == (ComponentInfo("a", 1.0, VERSION), ComponentInfo("b", 0.5, None))
-    assert info.queue == QueueDepth(7, 2**40)
+    assert info.queue == QueueDepth(7, 2**40, 2**33)
 
 
 @pytest.mark.parametrize("number", [reward_pb2.COMBINATION_UNSPECIFIED, 99])
@@ -311,8 +315,8 @@ def test_a_plain_model_combines_nothing(number):
 
 def test_listed_models():
     response = reward_pb2.ListModelsResponse()
-    response.models.add(name="a", model=MODEL, queue=types_pb2.QueueDepth(items=1, tokens=2))
+    response.models.add(name="a", model=MODEL, queue=types_pb2.QueueDepth(items=1, tokens=2, bytes=3))
     response.models.add(name="b")
     first, second = from_proto.listed_models(response)
-    assert first == ListedModel("a", VERSION, QueueDepth(1, 2))
-    assert (second.name, second.queue) == ("b", QueueDepth(0, 0))
+    assert first == ListedModel("a", VERSION, QueueDepth(1, 2, 3))
+    assert (second.name, second.queue) == ("b", QueueDepth(0, 0, 0))

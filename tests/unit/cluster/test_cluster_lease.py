@@ -97,6 +97,27 @@ def test_one_that_nobody_renews_is_taken_after_its_duration(server, lease, clock
     assert DURATION_S < clock.now - 1000 <= DURATION_S + 2 * lease_module.LOOK_S
 
 
+@pytest.mark.parametrize("year", [2025, 2027])
+def test_the_holders_clock_doesnt_matter(server, lease, clock, wait, year):
+    """What stands in the Lease is for people; who waits counts by a clock that nobody sets."""
+    held_by(server, "killed")["spec"]["renewTime"] = f"{year}-01-01T00:00:00.000000Z"
+    lease("me").acquire(600, wait)
+    assert DURATION_S < clock.now - 1000 <= DURATION_S + 2 * lease_module.LOOK_S
+
+
+def test_one_whose_clock_was_set_back_keeps_it_while_it_renews(server, lease, clock, wait):
+    def renew():
+        renewed(server)
+        server.objects["leases", NAME]["spec"]["renewTime"] = (
+            f"2026-01-01T{9 - len(clock.steps) % 9:02}:00:00Z"
+        )
+
+    held_by(server, "other")
+    clock.steps.extend([renew] * 60)
+    with pytest.raises(LeaseHeld):
+        lease("me").acquire(3 * DURATION_S, wait)
+
+
 def test_the_wait_ends_when_the_holder_gives_it_back(server, lease, clock, wait):
     held_by(server, "other")
     clock.steps.extend([lambda: None, lambda: held_by(server, "")])

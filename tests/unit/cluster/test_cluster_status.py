@@ -143,13 +143,13 @@ def a_model(step):
 
 def test_replicas_are_told_together():
     rows = [
-        Row("plaudit-policy", "2/2", ("0.1.0",), 0, ("a:1", "b:1")),
-        Row("plaudit-reward", "1/1", ("0.1.0",), 0, ("c:1",)),
-        Row("plaudit-gateway", "1/1", ("0.1.0",), 0, ()),
+        Row("plaudit-policy", "2/2", ("0.1.0",), 0, ("a:1", "b:1"), "plaudit-policy"),
+        Row("plaudit-reward", "1/1", ("0.1.0",), 0, ("c:1",), "plaudit-reward"),
+        Row("plaudit-gateway", "1/1", ("0.1.0",), 0, (), "plaudit-gateway"),
     ]
     sights = [
-        Sight("a:1", "policy", step="4", queue=QueueDepth(3, 1000)),
-        Sight("b:1", "policy", step="5", queue=QueueDepth(1, 200)),
+        Sight("a:1", "policy", step="4", queue=QueueDepth(3, 1000, 9000)),
+        Sight("b:1", "policy", step="5", queue=QueueDepth(1, 200, 900)),
         Sight("c:1", error="not reachable", away=True),
     ]
     assert cells(text(status.table(rows, sights))) == {

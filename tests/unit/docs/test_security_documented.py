@@ -39,7 +39,7 @@ def test_options_and_their_environment():
     known = server_options()
     for option, environment, _ in rows(PARTS["Security"]):
         if not option:
-            assert codes(environment) == ["PLAUDIT_TOKEN"]
+            assert codes(environment)[0] in ("PLAUDIT_TOKEN", "PLAUDIT_TOKEN_FILE")
             continue
         (name,) = codes(option)
         said = codes(environment)
@@ -59,7 +59,10 @@ def test_every_shared_option_is_in_the_table():
 def test_every_environment_key_is_read_somewhere():
     source = "".join(
         Path(find_spec(name).origin).read_text(encoding="utf-8")
-        for name in ("services.rpc.command", "services.rpc.arguments", "plaudit.clients.channel")
+        for name in (
+            *("services.rpc.command", "services.rpc.arguments"),
+            *("plaudit.clients.channel", "plaudit.clients.token"),
+        )
     )
     tls = Path(find_spec("plaudit.clients.tls").origin).read_text(encoding="utf-8")
     for key in set(re.findall(r"PLAUDIT_[A-Z_]+", PAGE)):
@@ -106,13 +109,13 @@ def test_the_gateway_has_the_options_of_all_but_reflection():
 
 def test_arguments_of_clients():
     known = inspect.signature(Connection.__init__).parameters
-    said = {codes(argument)[0] for argument, *_ in rows(PARTS["Clients"])[:6]}
+    said = {codes(argument)[0] for argument, *_ in rows(PARTS["Clients"])[:7]}
     assert said <= known.keys()
-    assert {name for name in known if name.startswith("tls_")} <= said
+    assert {name for name in known if name.startswith(("tls_", "token"))} <= said
 
 
 def test_exceptions_of_clients():
-    for name, _ in rows(PARTS["Clients"])[6:]:
+    for name, _ in rows(PARTS["Clients"])[7:]:
         assert issubclass(getattr(plaudit, codes(name)[0]), plaudit.PlauditError)
 
 

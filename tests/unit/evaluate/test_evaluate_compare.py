@@ -16,7 +16,7 @@ from trainer.evaluate import statistics
 from trainer.evaluate.candidates import load_candidate
 from trainer.evaluate.config import CandidateSection, EvaluateConfig, ResponsesSection
 from trainer.evaluate.plugins import JudgeError
-from trainer.evaluate.run import run
+from trainer.evaluate.run import run, show
 from trainer.ppo.collect import prompt_seeds
 
 PROMPTS = ["the film", "a dull", "what a", "not worth", "the story", "lifeless"] * 2
@@ -185,9 +185,28 @@ def test_control_and_samples_can_be_left_out(compare):
     assert evaluation["judges"]["length"]["control"] is None
 
 
-def test_a_dry_run_checks_and_writes_nothing(compare, capsys):
+def test_without_a_judge_no_empty_table_is_shown_and_the_title_stays(compare, capsys):
+    evaluation = compare("data.limit=2")
+    assert "vowels" in capsys.readouterr().out
+    show(evaluation | {"judges": {}})
+    shown = capsys.readouterr().out
+    assert "vowels" not in shown
+    assert "against A: old" in " ".join(shown.split())
+
+
+def test_a_dry_run_checks_and_writes_nothing(compare, capsys, tiny_policy):
     assert compare(options=RunOptions(dry_run=True)) is None
-    assert "12 prompts" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "12 prompts" in shown
+    lengths = sorted(map(len, AutoTokenizer.from_pretrained(tiny_policy)(PROMPTS).input_ids))
+    numbers = [str(n) for n in (12, lengths[0], lengths[6], lengths[11], lengths[-1], sum(lengths))]
+    rows = [line.replace("│", " ").split() for line in shown.splitlines() if "prompts of" in line]
+    assert rows[:2] == [["prompts", "of", "A", *numbers], ["prompts", "of", "B", *numbers]]
+
+
+def test_a_dry_run_finds_a_prompt_that_does_not_fit(compare):
+    with pytest.raises(DataError, match=r"line 1: prompt has .* leaves room for 3"):
+        compare("sampling.response_length=125", options=RunOptions(dry_run=True))
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_generated(compare):

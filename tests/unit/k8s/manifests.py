@@ -16,17 +16,19 @@ OVERLAYS = ("local", "cpu", "gpu", "production")
 COMPONENTS = tuple(
     sorted(path.name for path in (K8S / "components").iterdir() if path.is_dir() and path.name != "common")
 )
+OTHER_TRAINERS = ("jobset", "trainjob")
+"""Components that copy the pod of the trainer's Job, and so come after those that change it."""
 SERVING = ("policy", "reward", "reference")
 ALL = (
     *("gateway-routes", "gpu", "light-gateway", "monitoring", "network-policies", "operator-access"),
-    *("quota", "token", "tracing", "vllm-policy"),
+    *("oidc", "quota", "token", "tracing", "vllm-policy"),
 )
 BASES = {  # combinations, each of a base and components; what excludes each other stands in different ones
     **{name: (f"overlays/{name}", ()) for name in OVERLAYS},
     **{f"base+{name}": ("base", (name,)) for name in COMPONENTS},
     "everything+keda": ("base", (*ALL, "autoscaling-keda", "oci-models", "tls", "backend-tls")),
-    "everything+hpa+jobset": ("base", (*ALL, "autoscaling-hpa", "jobset")),
-    "everything+keda+trainjob": ("base", (*ALL, "autoscaling-keda", "trainjob")),
+    "everything+hpa+jobset": ("base", (*ALL, "autoscaling-hpa", "oci-models", "tls", "jobset")),
+    "everything+keda+trainjob": ("base", (*ALL, "autoscaling-keda", "oci-models", "tls", "trainjob")),
     "local+monitoring": ("overlays/local", ("monitoring", "network-policies", "token", "quota")),
     "production+gpu": ("overlays/production", ("gpu", "vllm-policy", "oci-models")),
 }

@@ -42,6 +42,7 @@ OPTIONS = {  # values → the components that they stand for
     "monitoring.enabled=true": ("monitoring",),
     "networkPolicies.enabled=true": ("network-policies",),
     f"models.image={DIGEST}": ("oci-models",),
+    "oidc.issuer=https://idp.example.com,oidc.jwks=https://idp.example.com/keys": ("oidc",),
     "operatorAccess.enabled=true": ("operator-access",),
     "quota.enabled=true": ("quota",),
     "routes.enabled=true": ("gateway-routes",),
@@ -52,6 +53,12 @@ OPTIONS = {  # values → the components that they stand for
     "tokens.secret=plaudit-tokens": ("tokens",),
     "trainer.kind=JobSet": ("jobset",),
     "trainer.kind=TrainJob": ("trainjob",),
+    f"trainer.kind=JobSet,tls.enabled=true,tokens.secret=plaudit-tokens,models.image={DIGEST}": (
+        *("tls", "tokens", "oci-models", "jobset"),
+    ),
+    "trainer.kind=TrainJob,tls.enabled=true,tokens.secret=plaudit-tokens,gpu.enabled=true": (
+        *("tls", "tokens", "gpu", "trainjob"),
+    ),
 }
 
 
@@ -120,7 +127,8 @@ def test_helm_test_asks_every_service_and_may():
     for address in (each for each in arguments[1:] if ":" in each):
         host, _, port = address.partition(":")
         assert named(found, "Service", host)["spec"]["ports"][0]["port"] == int(port)
-    assert {"name", "valueFrom"} == next(e for e in container["env"] if e["name"] == "PLAUDIT_TOKEN").keys()
+    assert {"name": "PLAUDIT_TOKEN_FILE", "value": "/token/token"} in container["env"]
+    assert {"name": "token", "mountPath": "/token", "readOnly": True} in container["volumeMounts"]
     allowed = [each["spec"]["policyTypes"] for each in of_kind(found, "NetworkPolicy") if is_hook(each)]
     assert sorted(allowed) == [["Egress"], ["Ingress"]]
 
@@ -221,6 +229,9 @@ WRONG = {
     "tls.issuerRef.kind=": "/tls/issuerRef/kind",
     "tls.issuer=vault": "/tls",
     "tokens.callers=": "/tokens/callers",
+    "oidc.jwks=http://idp.example.com/keys": "/oidc/jwks",
+    "oidc.audience=": "/oidc/audience",
+    "oidc.issuer=https://idp.example.com": "oidc.jwks is the URL",
     "reward.resources.limits=null": "/reward/resources",
     "models.storage=much": "/models/storage",
 }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import urllib.parse
 import urllib.request
 
 import api_server
@@ -66,6 +67,7 @@ COMMANDS = {
     "restart": installation.restart,
     "rollout": installation.rolled_out,
     "metrics": lambda: installation.metrics("pod-1"),
+    "query": lambda: installation.has_data("pod-1", "up"),
     "exec": installation.calls,
     "job": lambda: installation.end_of_job("plaudit-trainer"),
     "log": lambda: pytest.fail(installation.attempt("logs", "pod-1", "--container=plaudit").stderr),
@@ -132,8 +134,26 @@ def test_a_pod_on_its_way_out_is_there_and_not_ready(monkeypatch):
     assert installation.ready("a=b") == ["well"]
 
 
+def test_an_answer_without_series_is_no_data(monkeypatch):
+    asked = []
+
+    def said(*words):
+        asked.append(words[-1])
+        return json.dumps({"status": "success", "data": {"result": [{}] if "some" in words[-1] else []}})
+
+    monkeypatch.setattr(installation, "ask", said)
+    query = 'sum(rate(some_total{namespace="$namespace"}[$__rate_interval]))'
+    assert installation.has_data("pod-1", query) and not installation.has_data("pod-1", "none")
+    path, _, query = asked[0].partition("?query=")
+    assert path == "/api/v1/namespaces/plaudit/pods/pod-1:9090/proxy/api/v1/query"
+    assert urllib.parse.unquote_plus(query) == 'sum(rate(some_total{namespace="plaudit"}[1m]))'
+
+
 def test_a_line_that_is_being_written_is_no_step_yet(monkeypatch):
-    answer(monkeypatch, '{"step": 1, "time": 1.0}\n{"step": 2, "time": 2.0}\n{"step": 3, "ti')
+    answer(
+        monkeypatch,
+        '{"step": 0, "time": 0.5}\n{"step": 1, "time": 1.0}\n{"step": 2, "time": 2.0}\n{"step": 3, "ti',
+    )
     assert installation.steps("tiny") == [1, 2]
     answer(monkeypatch, "")
     assert installation.steps("tiny") == []

@@ -1,6 +1,7 @@
 """The tests in tests/cluster, without a cluster: what they name is there, and what they run can be parsed."""
 
 import json
+import re
 import tomllib
 
 import api_server
@@ -8,6 +9,8 @@ import installation
 import make_tiny_models
 import pytest
 import test_on_a_cluster
+import yaml
+from kubernetes_tools import run
 from manifests import (
     COMPONENT,
     K8S,
@@ -55,10 +58,15 @@ def template(found, kind, name):
 # --- what is applied
 
 
-def test_it_is_the_local_overlay_and_a_caller(found):
+PROMETHEUS = {
+    f"{kind} plaudit-prometheus" for kind in ("Deployment", "ServiceAccount", "Role", "RoleBinding")
+}
+
+
+def test_it_is_the_local_overlay_a_caller_and_a_prometheus(found):
     ours = {reference(each) for each in found if each["kind"] != "ConfigMap"}
     theirs = {reference(each) for each in objects("local") if each["kind"] != "ConfigMap"}
-    assert ours - theirs == {"Deployment plaudit-caller"} and theirs <= ours
+    assert ours - theirs == {"Deployment plaudit-caller", *PROMETHEUS} and theirs <= ours
 
 
 def test_services_and_trainer_differ_in_what_they_ask_for_only(found):
@@ -81,20 +89,20 @@ def test_it_is_valid(found, version):
         validated(json.dumps(each), version)
 
 
-def test_pod_security_lets_the_caller_in(found):
-    caller, other = (
-        template(found, "Deployment", f"plaudit-{name}")["spec"] for name in ("caller", "reward")
-    )
+@pytest.mark.parametrize("name", ["caller", "prometheus"])
+def test_pod_security_lets_them_in(found, name):
+    caller, other = (template(found, "Deployment", f"plaudit-{each}")["spec"] for each in (name, "reward"))
     assert caller["securityContext"] == other["securityContext"]
     assert caller["containers"][0]["securityContext"] == other["containers"][0]["securityContext"]
 
 
-def test_nothing_takes_the_caller_for_a_service(found):
-    labels = template(found, "Deployment", "plaudit-caller")["metadata"]["labels"]
+@pytest.mark.parametrize("name", ["caller", "prometheus"])
+def test_nothing_takes_them_for_a_service(found, name):
+    labels = template(found, "Deployment", f"plaudit-{name}")["metadata"]["labels"]
     for each in of_kind(found, "Service"):
         assert not each["spec"]["selector"].items() <= labels.items()
     for each in of_kind(found, "PodDisruptionBudget", "Deployment"):
-        expected = each["metadata"]["name"] == "plaudit-caller"
+        expected = each["metadata"]["name"] == f"plaudit-{name}"
         assert matches(each["spec"]["selector"], labels) is expected
 
 
@@ -122,7 +130,7 @@ def asked(found, component):
 def test_what_there_is_more_of_fits_on_the_node_of_the_quickstart(found, more, unit):
     """The two trainers, later the three rewards and a fourth that is started before one of them goes."""
     local = sum(asked(objects("local"), each)[unit] for each in (*LOCAL, "trainer", "models"))
-    ours = dict.fromkeys((*LOCAL, "caller"), 1) | more
+    ours = dict.fromkeys((*LOCAL, "caller", "prometheus"), 1) | more
     assert sum(asked(found, each)[unit] * count for each, count in ours.items()) <= local
 
 
@@ -130,7 +138,7 @@ def test_what_there_is_more_of_fits_on_the_node_of_the_quickstart(found, more, u
 
 
 def selectors():
-    return [*test_on_a_cluster.EXPORTED, *map(installation.of_service, (*LOCAL, "caller"))]
+    return [*test_on_a_cluster.EXPORTED, *map(installation.of_service, (*LOCAL, "caller", "prometheus"))]
 
 
 @pytest.mark.parametrize("selector", selectors())
@@ -172,6 +180,52 @@ def test_workloads_files_and_containers_are_there(found):
     assert option(template(found, "Deployment", "plaudit-reward")["spec"]["containers"][0], "model") == (
         "/models/reward"
     )
+
+
+# --- its Prometheus
+
+PODS = """kubernetes_sd_configs:
+      - {role: pod, namespaces: {own_namespace: true}}"""
+
+
+def test_prometheus_takes_its_configuration_and_our_rules(found, tmp_path):
+    """The pod's folders below another root, and without PODS, which Debian's promtool doesn't know."""
+    spec = template(found, "Deployment", "plaudit-prometheus")["spec"]
+    mounts = {each["name"]: each["mountPath"] for each in spec["containers"][0]["volumeMounts"]}
+    for volume in (each for each in spec["volumes"] if "configMap" in each):
+        folder = tmp_path / mounts[volume["name"]].removeprefix("/")
+        folder.mkdir(parents=True)
+        for file, text in named(found, "ConfigMap", volume["configMap"]["name"])["data"].items():
+            text = text.replace("/etc/prometheus", f"{tmp_path}/etc/prometheus")
+            (folder / file).write_text(text.replace(PODS, "static_configs: []"))
+    config = option(spec["containers"][0], "config.file")
+    said = run("promtool", "check", "config", "--syntax-only", f"{tmp_path}{config}")
+    assert "is valid prometheus config file" in said
+
+
+def test_it_labels_series_as_the_pod_monitor_does(found):
+    data = named_like(found, "plaudit-prometheus-")["data"]["prometheus.yml"]
+    (scrape,) = yaml.safe_load(data)["scrape_configs"]
+    (monitor,) = of_kind(objects("base+monitoring"), "PodMonitor")
+    given = {each["target_label"] for each in scrape["relabel_configs"] if "target_label" in each}
+    targets = {re.sub(r"\W", "_", each) for each in monitor["spec"]["podTargetLabels"]}
+    assert given == {"namespace", "pod", *targets}
+    kept = {
+        each["source_labels"][0].removeprefix("__meta_kubernetes_pod_"): each["regex"]
+        for each in scrape["relabel_configs"]
+        if each.get("action") == "keep"
+    }
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    assert kept == {
+        "container_port_name": endpoint["port"],
+        **{f"label_{re.sub(r'[^a-z]', '_', key)}": value for key, value in selector.items()},
+    }
+
+
+def named_like(found, start):
+    (each,) = (each for each in of_kind(found, "ConfigMap") if each["metadata"]["name"].startswith(start))
+    return each
 
 
 # --- the run

@@ -37,7 +37,10 @@ FULL_NAMES = {
     "trainer": (TRAINER,),
 }
 READ_BY = {  # environment key → where it is read
-    "PLAUDIT_TOKEN": "services.rpc.command",
+    "PLAUDIT_TOKEN_FILE": "services.rpc.command",
+    "PLAUDIT_OIDC_ISSUER": "services.rpc.arguments",
+    "PLAUDIT_OIDC_AUDIENCE": "services.rpc.arguments",
+    "PLAUDIT_OIDC_JWKS": "services.rpc.arguments",
     "PLAUDIT_INSECURE": "plaudit.clients.channel",
     "PLAUDIT_TLS_CA": "plaudit.clients.tls",
     "HF_HOME": "huggingface_hub.constants",
@@ -189,7 +192,7 @@ def test_grpc_probes_ask_for_a_health_service_that_the_server_has(found):
                     continue
                 known = ports(template)  # the kubelet speaks no TLS
                 assert probe["grpc"]["port"] == known.get("health", known["grpc"]), name
-                expected = ("",) if kind == "livenessProbe" else FULL_NAMES[module(container)]
+                expected = ("",) if kind == "livenessProbe" else FULL_NAMES[module(container) or "trainer"]
                 assert probe["grpc"]["service"] in expected, name
 
 

@@ -61,7 +61,8 @@ def test_all_that_is_let_in_is_copied():
 
 
 @pytest.mark.parametrize(
-    ("stage", "groups"), [("build", ["examples", "gateway", "traces"]), ("build-gateway", ["gateway"])]
+    ("stage", "groups"),
+    [("build", ["examples", "gateway", "traces"]), ("build-gateway", ["gateway", "traces"])],
 )
 def test_the_groups_that_are_installed_exist(stage, groups):
     assert re.findall(r"--group (\S+)", "\n".join(STAGES[stage])) == groups
@@ -138,7 +139,8 @@ def gateway(tmp_path_factory):
     app, site = tmp_path_factory.mktemp("app"), tmp_path_factory.mktemp("site-packages")
     for source, target in copies("gateway"):
         lay(ROOT / source, app / target)
-    link_into(site, [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["gateway"]])
+    groups = PROJECT["dependency-groups"]
+    link_into(site, [*PROJECT["project"]["dependencies"], *groups["gateway"], *groups["traces"]])
     start = f"import runpy, sys; sys.path[:0] = [{str(app)!r}, {str(site)!r}]\n"
     return lambda code, *arguments: [sys.executable, "-I", "-S", "-c", start + code, *arguments]
 
@@ -181,6 +183,14 @@ def test_plaudits_command_is_there_for_a_look_at_the_services(gateway):
     command = gateway("from plaudit.cli import main; sys.exit(main())", "--version")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"plaudit {plaudit.__version__}\n"
+
+
+def test_it_can_trace(gateway):
+    code = (
+        "from services.rpc.tracing import is_traced, traced\n"
+        "with traced('gateway', {'OTEL_TRACES_EXPORTER': 'otlp'}): print(is_traced())"
+    )
+    assert subprocess.run(gateway(code), capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_its_image_has_no_torch_and_no_models(gateway):

@@ -113,7 +113,7 @@ def test_spans_may_leave_for_the_collector_that_the_component_names():
     assert rule["ports"] == [{"port": collector.port}]
     pods = selected(found, policy["podSelector"]).values()
     traced = {pod["metadata"]["labels"][COMPONENT] for pod in pods}
-    assert traced == {"policy", "reward", "reference", "trainer"}
+    assert traced == {"policy", "reward", "reference", "gateway", "trainer"}
 
 
 def test_every_port_of_a_policy_is_one_that_a_selected_pod_names():

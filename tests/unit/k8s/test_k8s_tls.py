@@ -58,16 +58,35 @@ def test_issuers_are_there(found):
     assert authority["isCA"] and issuers["plaudit-ca"]["ca"]["secretName"] == authority["secretName"]
 
 
+def keys_at(pod, container):
+    """Path in a container → (Secret, key; None for a key of the file's own name), of all that is mounted.
+
+    Nothing is mounted by `subPath`: what is doesn't change when the Secret does.
+    """
+    assert not any("subPath" in mount for mount in container["volumeMounts"])
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    found = {}
+    for volume in pod["spec"]["volumes"]:
+        if secret := volume.get("secret"):
+            assert secret["defaultMode"] == 0o440
+            for item in secret.get("items", [{"path": volume["name"], "key": None}]):
+                found[f"{places[volume['name']]}/{item['path']}"] = (secret["secretName"], item["key"])
+    return found
+
+
 @pytest.mark.parametrize("component", ["token", "tokens"])
 def test_a_secret_is_shown_by_who_calls(component):
     found = rendered("base", (component,))
-    shown = {
-        pod["metadata"]["labels"][COMPONENT]
-        for _, pod in templates(found)
-        if "PLAUDIT_TOKEN" in environment(pod["spec"]["containers"][0])
-    }
+    shown = {}
+    for _, pod in templates(found):
+        (container,) = pod["spec"]["containers"]
+        if file := environment(container).get("PLAUDIT_TOKEN_FILE"):
+            shown[pod["metadata"]["labels"][COMPONENT]] = keys_at(pod, container)[file]
     asked = {"policy", "reward", "reference", "trainer"}
-    assert shown == (asked if component == "token" else {"trainer", "gateway"})
+    if component == "token":
+        assert shown == dict.fromkeys(asked, ("plaudit-token", None))
+    else:
+        assert shown == {name: ("plaudit-callers", name) for name in ("trainer", "gateway")}
     for name, pod in templates(found):
         reads = "--tokens=/tokens/tokens.toml" in command(pod["spec"]["containers"][0])
         assert reads is (component == "tokens"), name

@@ -1,12 +1,24 @@
 """The trainer's Job and the trainer agree: on exit codes, and on one command for every start."""
 
+import copy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from manifests import K8S, ROOT, command, named, objects, of_kind
+from manifests import (
+    COMPONENT,
+    K8S,
+    OTHER_TRAINERS,
+    ROOT,
+    command,
+    named,
+    objects,
+    of_kind,
+    rendered,
+    templates,
+)
 
 from trainer.config import RunOptions, load_config
 from trainer.errors import ConfigError, DataError, ServiceUnreachable, Stopped, TrainerError
@@ -110,6 +122,44 @@ def test_another_kind_of_trainer_replaces_the_job_and_takes_no_name_of_a_service
         assert each["spec"]["network"]["subdomain"] not in services
     for each in of_kind(found, "TrainJob"):
         assert each["metadata"]["name"] not in services
+
+
+@pytest.mark.parametrize("kind", OTHER_TRAINERS)
+def test_another_kind_of_trainer_has_all_that_components_make_of_the_job(kind):
+    changes = ("tls", "tokens", "oci-models", "gpu")
+    job, other = (
+        named_pod(rendered("base", components), "trainer") for components in (changes, (*changes, kind))
+    )
+    (of_job,), (of_other,) = job.pop("containers"), other.pop("containers")
+    assert by_name(other.pop("volumes")) == by_name(job.pop("volumes"))
+    assert other == job
+    assert by_name(of_other.pop("volumeMounts")) == by_name(of_job.pop("volumeMounts"))
+    own = {"name", "command", "args", "env", "ports"}
+    assert drop(of_other, own) == drop(of_job, own)
+    for key in ("env", "ports"):
+        assert all(each in of_other[key] for each in of_job[key])
+
+
+def test_a_train_job_runs_what_the_job_runs():
+    changes = ("tls", "tokens", "gpu")
+    (container,) = named_pod(rendered("base", changes), "trainer")["containers"]
+    (trained,) = of_kind(rendered("base", (*changes, "trainjob")), "TrainJob")
+    torchrun = trained["spec"]["trainer"]
+    assert torchrun["args"] == container["args"]
+    assert torchrun["command"][-3:] == container["command"][-3:]
+
+
+def named_pod(found, component):
+    (pod,) = (pod for _, pod in templates(found) if pod["metadata"]["labels"][COMPONENT] == component)
+    return copy.deepcopy(pod["spec"])
+
+
+def by_name(found):
+    return sorted(found, key=lambda each: each["name"])
+
+
+def drop(table, keys):
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def test_its_container_shows_the_exit_code_of_the_trainer():

@@ -1,3 +1,4 @@
+import logging
 import stat
 from types import SimpleNamespace
 
@@ -11,6 +12,13 @@ from lm.placement import choose_placement
 from lm.trainable import select_parameters
 
 FLOAT32 = choose_placement("cpu", "float32", 1)
+
+
+@pytest.mark.parametrize("library", ["huggingface_hub", "transformers"])
+def test_what_the_libraries_say_goes_the_way_of_our_own_lines(library, caplog):
+    logging.getLogger(f"{library}.anything").error("said once")
+    assert [record.message for record in caplog.records] == ["said once"]
+    assert not logging.getLogger(library).handlers, "it writes to stderr itself, too"
 
 
 @pytest.fixture
@@ -65,6 +73,19 @@ def test_a_damaged_file_is_one_line(policy, tmp_path):
     with pytest.raises(ModelLoadError) as error:
         load_causal_lm(str(tmp_path), FLOAT32)
     assert "\n" not in str(error.value)
+    assert "model.safetensors is damaged: " in str(error.value)
+    assert str(error.value).endswith("; was it copied whole?")
+
+
+def test_what_is_neither_a_folder_nor_at_the_hub_says_both():
+    with pytest.raises(ModelLoadError, match=r"^runs/none/policy: no such folder, and from the hub: Repo id"):
+        load_causal_lm("runs/none/policy", FLOAT32)
+
+
+def test_a_reward_model_is_no_policy(tiny_reward):
+    """Its embeddings are tied, so that nothing is missing and it could be served."""
+    with pytest.raises(ModelLoadError, match=r"holds 'score\.weight': this is a reward model"):
+        load_causal_lm(str(tiny_reward), FLOAT32)
 
 
 def test_a_missing_tensor_is_named(policy, tmp_path):
@@ -78,7 +99,8 @@ def test_a_missing_tensor_is_named(policy, tmp_path):
 
 def test_no_tokenizer(policy, tmp_path):
     policy.model.save_pretrained(tmp_path)
-    with pytest.raises(ModelLoadError, match="no tokenizer"):
+    words = r"no tokenizer: no tokenizer\.json, nor files that make one; were the tokenizer's files copied\?$"
+    with pytest.raises(ModelLoadError, match=words):
         load_causal_lm(str(tmp_path), FLOAT32)
 
 

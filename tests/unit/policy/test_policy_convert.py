@@ -205,9 +205,9 @@ class TestResponses:
         assert message.model.tokenizer_sha256 == bench.engine.facts.tokenizer_sha256
 
     async def test_the_policy(self, bench):
-        queue = SimpleNamespace(waiting_items=3, waiting_tokens=70)
+        queue = SimpleNamespace(waiting_items=3, waiting_tokens=70, waiting_bytes=9)
         message = convert.get_policy_response(bench.engine.facts, bench.engine.version, LIMITS, queue)
-        assert (message.queue.items, message.queue.tokens) == (3, 70)
+        assert (message.queue.items, message.queue.tokens, message.queue.bytes) == (3, 70, 9)
         assert message.dtype == types_pb2.DATA_TYPE_F64
         assert (message.vocabulary_size, message.context_length) == (300, 128)
         assert (message.engine, list(message.eos_token_ids)) == ("torch", [2])
@@ -216,6 +216,7 @@ class TestResponses:
         assert list(message.swap_modes) == [policy_pb2.SWAP_MODE_IN_PLACE, policy_pb2.SWAP_MODE_DRAIN]
         assert (message.limits.max_items, message.limits.max_tokens) == (6, 200)
         assert message.limits.max_message_bytes == 64 * 1024 * 1024
+        assert message.limits.max_request_bytes == LIMITS.max_bytes == 16 * 1024 * 1024
 
 
 class TestPushes:

@@ -40,7 +40,7 @@ def test_a_released_request_does_not_wait_any_more():
 def test_turns_away_when_there_are_too_many_responses():
     limits = CallLimits(max_items=2, max_tokens=10_000)
     queue, _ = queue_of(*[asked((1,), (2,))] * WAITING_CALLS, limits=limits)
-    with pytest.raises(Overloaded, match="8 responses"):
+    with pytest.raises(Overloaded, match="8 items"):
         queue.admit(Generation(asked((1,))))
     assert queue.waiting_items == 2 * WAITING_CALLS
 

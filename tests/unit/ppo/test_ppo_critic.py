@@ -179,6 +179,10 @@ class TestFitness:
         with pytest.raises(CheckpointError, match="other parameters"):
             make_critic().load_state_dict(make_critic(trainable="top:1").state_dict())
 
+    def test_a_rule_that_selects_nothing_is_told_at_the_critics_key(self, make_critic):
+        with pytest.raises(InputError, match=r"^critic\.trainable: top:3 is not in top:1\.\.top:2"):
+            make_critic(trainable="top:3")
+
     def test_another_architecture_will_do(self, foreign_reward):
         reward = load_reward_model(str(foreign_reward), place(F64))
         critic = ValueCritic(reward, CriticSection(path="x"), place(F64))

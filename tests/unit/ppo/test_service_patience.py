@@ -28,7 +28,9 @@ REWARD = Endpoint("reward", "host:5", "services.reward")
 
 
 def limits(items, tokens):
-    return CallLimits(max_items=items, max_tokens=tokens, max_message_bytes=1 << 20)
+    return CallLimits(
+        max_items=items, max_tokens=tokens, max_message_bytes=1 << 20, max_request_bytes=1 << 20
+    )
 
 
 def test_batches_fill_up_to_the_first_limit():
@@ -57,7 +59,6 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now, self.pauses = 1000.0, []
         monkeypatch.setattr(patience.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(patience.time, "time", lambda: self.now)
         monkeypatch.setattr(StopSignal, "wait", lambda stop, seconds: self.sleep(seconds))
 
     def sleep(self, seconds):

@@ -76,9 +76,11 @@ def test_golden_losses(make_config: MakeConfig):
         assert found[name] == pytest.approx(values, rel=1e-6), name
 
 
-def test_it_learns_the_order(make_config: MakeConfig):
+def test_it_learns_the_order(make_config: MakeConfig, caplog: pytest.LogCaptureFixture):
     config = make_config(reward_model={"num_train_epochs": 10})
-    run(config, RunOptions())
+    with caplog.at_level("INFO"):
+        run(config, RunOptions())
+    assert caplog.messages[-1] == f"the reward model: {config.run.folder / 'reward'}"
     found = lines(config)
     validated = [line["validation/accuracy"] for line in found if "validation/accuracy" in line]
     assert len(validated) == 10

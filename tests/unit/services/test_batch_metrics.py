@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from services.batch_metrics import BatchMetrics
 from services.batching import Batcher, Caller
+from services.room import Room
 
 
 async def doubled(items, deadline):
@@ -11,7 +12,7 @@ async def doubled(items, deadline):
 
 
 def batcher():
-    return Batcher(doubled, token_budget=100, max_items=100, max_tokens=1000)
+    return Batcher(doubled, token_budget=100, room=Room(100, 1000, 1000))
 
 
 async def test_a_batch_is_observed():

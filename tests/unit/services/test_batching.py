@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from services.batching import Batcher, Caller
 from services.errors import Overloaded, TooLate
+from services.room import Room
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -16,8 +17,9 @@ async def doubled(items, deadline):
     return [2 * item for item in items]
 
 
-def batcher(run=doubled, **changes):
-    return Batcher(run, **{"token_budget": 16, "max_items": 100, "max_tokens": 1000, **changes})
+def batcher(run=doubled, token_budget=16, max_items=100, max_tokens=1000, max_bytes=1000, **options):
+    room = Room(max_items, max_tokens, max_bytes)
+    return Batcher(run, token_budget=token_budget, room=room, **options)
 
 
 class Blocked:
@@ -120,7 +122,7 @@ async def test_admission_is_bounded_by_items_and_by_tokens(full):
     first = asyncio.create_task(shared.submit([1, 2, 3], [4, 4, 4]))
     await settle()
     with pytest.raises(Overloaded, match="3 items of 12 tokens wait already") as caught:
-        await shared.submit([4], [1])
+        await shared.submit([4], [2])
     assert caught.value.retry_after > 0
     run.opened.set()
     assert await first == [1, 2, 3]
@@ -132,7 +134,7 @@ async def test_room_is_waited_for():
     run = Blocked()
     shared = batcher(run, max_items=2)
     shared.put([1, 2], [1, 1], Caller(), keys=[1, 2])
-    waiting = asyncio.create_task(shared.wait_for_room(1))
+    waiting = asyncio.create_task(shared.room.wait(1, 0))
     await settle()
     assert not waiting.done()
     run.opened.set()
@@ -143,16 +145,16 @@ async def test_room_is_kept_for_what_is_made_ready():
     """Before any work, so that what waits to be tokenised is bounded, too."""
     run = Blocked()
     shared = batcher(run, max_items=3)
-    with shared.reserve(2):
-        with pytest.raises(Overloaded, match="2 items of 0 tokens wait already"), shared.reserve(2):
+    with shared.room.reserve(2, 0):
+        with pytest.raises(Overloaded, match="2 items of 0 tokens wait already"), shared.room.reserve(2, 0):
             pytest.fail("there is no room")
         with pytest.raises(Overloaded):
             shared.put([1, 2], [1, 1], Caller(), keys=[1, 2])
-        waiting = asyncio.create_task(shared.wait_for_room(2))
+        waiting = asyncio.create_task(shared.room.wait(2, 0))
         await settle()
         assert not waiting.done()
         shared.put([3], [1], Caller(), keys=[3])
-    with pytest.raises(Overloaded), shared.reserve(3):
+    with pytest.raises(Overloaded), shared.room.reserve(3, 0):
         pytest.fail("there is no room")
     await asyncio.wait_for(waiting, 5)
     run.opened.set()
@@ -387,7 +389,7 @@ async def served(shared, run, *calls):
         shared.put(items, [16] * count, caller, keys=[(caller.name, number) for number in range(count)])
     await settle()
     run.opened.set()
-    await shared.wait_for_room(shared._max_items)
+    await shared.room.wait(100, 0)
     return [batch[0][0] for batch in run.batches]
 
 
@@ -405,7 +407,7 @@ async def test_beside_a_bulk_caller_a_light_one_waits_for_a_small_batch():
     await settle()
     shared.put(["light"], [8], Caller("light"), keys=["light"])
     run.opened.set()
-    await shared.wait_for_room(shared._max_items)
+    await shared.room.wait(100, 0)
     sizes = [len(batch) for batch in run.batches]
     assert "light" in run.batches[1]
     assert sizes[:3] == [8, 2, 8]
@@ -417,7 +419,7 @@ async def test_a_crowd_of_light_callers_fills_its_batches():
     for number in range(24):
         shared.put([number], [8], Caller(str(number)), keys=[number])
     run.opened.set()
-    await shared.wait_for_room(shared._max_items)
+    await shared.room.wait(100, 0)
     assert [len(batch) for batch in run.batches] == [8, 8, 8]
 
 

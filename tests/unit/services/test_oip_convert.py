@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lm.errors import InputError
 from services.errors import InvalidInput, UnknownName
 from services.oip import open_inference_pb2 as oip
 from services.reward import oip_convert
-from services.reward.items import ModelFacts, Pair, Score
+from services.reward.items import ModelFacts, Pair, Score, ScoreNotFinite
 
 FACTS = ModelFacts("folder", "5" * 64, "7" * 64, "float32", 300, 128, 0.25, 2.0, True, "cpu")
 MODEL = SimpleNamespace(name="careful", facts=FACTS)
@@ -86,27 +87,40 @@ def test_columns_of_unequal_length_are_refused():
 # --- parameters, outputs, version ---
 
 
+def asked(name, **value):
+    return request(parameters={name: oip.InferParameter(**value)})
+
+
 @pytest.mark.parametrize("side", ["error", "left", "right"])
 def test_truncation_is_a_parameter(side):
-    made = request(parameters={"truncation": oip.InferParameter(string_param=side)})
-    assert oip_convert.truncation(made) == side
+    made = asked("truncation", string_param=side)
+    assert oip_convert.parameters(made) == {"truncation": side, "bad_rows": "error"}
 
 
-def test_without_the_parameter_nothing_is_cut():
-    assert oip_convert.truncation(request()) == "error"
+@pytest.mark.parametrize("value", ["error", "nan"])
+def test_so_is_what_becomes_of_bad_rows(value):
+    made = asked("bad_rows", string_param=value)
+    assert oip_convert.parameters(made) == {"truncation": "error", "bad_rows": value}
+
+
+def test_without_parameters_nothing_is_cut_or_passed_over():
+    assert oip_convert.parameters(request()) == {"truncation": "error", "bad_rows": "error"}
 
 
 @pytest.mark.parametrize("value", [{"string_param": "middle"}, {"string_param": ""}, {"int64_param": 1}])
-def test_any_other_truncation_is_refused(value):
-    made = request(parameters={"truncation": oip.InferParameter(**value)})
-    assert refused(oip_convert.truncation, made).endswith("use error, left, right, as a string")
+@pytest.mark.parametrize(
+    ("name", "right"), [("truncation", "error, left, right"), ("bad_rows", "error, nan")]
+)
+def test_any_other_value_is_refused(name, right, value):
+    message = refused(oip_convert.parameters, asked(name, **value))
+    assert message.startswith(f"parameters.{name}: is ")
+    assert message.endswith(f"use {right}, as a string")
 
 
 @pytest.mark.parametrize("name", ["truncate", "priority", "timeout", "sequence_id"])
 def test_any_other_parameter_is_refused(name):
-    made = request(parameters={name: oip.InferParameter(int64_param=1)})
-    message = refused(oip_convert.truncation, made)
-    assert message == f"parameters.{name}: isn't known; the one there is is truncation"
+    message = refused(oip_convert.parameters, asked(name, int64_param=1))
+    assert message == f"parameters.{name}: isn't known; those there are: truncation and bad_rows"
 
 
 def test_all_outputs_if_none_is_named_and_otherwise_those_in_their_order():
@@ -179,6 +193,38 @@ def test_the_answer_is_raw_if_the_question_was():
     response = oip_convert.infer_response(made, MODEL, ["raw_reward", "reward"], [SCORE])
     assert [each.name for each in response.outputs] == ["raw_reward", "reward"]
     assert [np.frombuffer(raw, "<f4").tolist() for raw in response.raw_output_contents] == [[1.5], [0.625]]
+
+
+BAD = [
+    SCORE,
+    InputError("inputs.*[1].pair.response", "is empty"),
+    InvalidInput.at("inputs.prompt[2]", "isn't UTF-8 at byte 2"),
+    ScoreNotFinite("the model's score is nan"),
+]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_bad_row_is_no_number_and_says_why(raw):
+    made = request(raw_input_contents=[b"", b""] if raw else [])
+    response = oip_convert.infer_response(made, MODEL, list(oip_convert.OUTPUTS), BAD)
+    reward, raw_reward, token_count, truncated = columns(response)
+    np.testing.assert_array_equal(reward, [0.625, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(raw_reward, [1.5, np.nan, np.nan, np.nan])
+    assert (list(token_count), list(truncated)) == ([9, 0, 0, 0], [2, 0, 0, 0])
+    assert {name: each.string_param for name, each in response.parameters.items()} == {
+        "bad_rows[1]": "inputs.response[1]: is empty",
+        "bad_rows[2]": "inputs.prompt[2]: isn't UTF-8 at byte 2",
+        "bad_rows[3]": "the model's score is nan",
+    }
+
+
+def columns(response):
+    """The four outputs, however they came."""
+    types = ("<f4", "<f4", "<u4", "<u4")
+    if response.raw_output_contents:
+        return [np.frombuffer(*each) for each in zip(response.raw_output_contents, types, strict=True)]
+    contents = [each.contents for each in response.outputs]
+    return [list(each.fp32_contents) + list(each.uint_contents) for each in contents]
 
 
 def test_metadata_says_what_goes_in_and_comes_out():

@@ -81,6 +81,14 @@ def test_an_unexpected_error_while_loading_exits_70_with_its_stack(capsys):
     assert error.endswith("echo: the model can't be loaded: odd\n")
 
 
+def test_a_package_that_is_missing_exits_70_with_one_line(capsys):
+    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    assert run("--model", "m", load=failing(error)) == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("echo: the model can't be loaded: No module named 'torch'; ")
+    assert "--group serve" in line
+
+
 def test_an_option_that_turns_out_wrong_while_loading_exits_64(capsys):
     assert run("--model", "m", load=failing(InputError("dtype", "unknown type 'int3'"))) == 64
     assert capsys.readouterr().err == "echo: dtype: unknown type 'int3'\n"
@@ -137,6 +145,22 @@ def test_an_empty_token_is_refused_rather_than_ignored(monkeypatch, capsys):
     monkeypatch.setenv("PLAUDIT_TOKEN", "")
     assert run("--model", "m") == 64
     assert "PLAUDIT_TOKEN is set but empty" in capsys.readouterr().err
+
+
+def test_an_issuer_of_jwts_needs_its_keys(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PLAUDIT_OIDC_ISSUER", "https://idp.example.org")
+    monkeypatch.setenv("PLAUDIT_OIDC_AUDIENCE", "plaudit")
+    assert run("--model", "m") == 64
+    assert "--oidc-jwks is missing" in capsys.readouterr().err
+    assert run("--model", "m", "--oidc-jwks", str(tmp_path / "jwks.json")) == 64
+    assert "jwks.json can't be read" in capsys.readouterr().err
+
+
+def test_a_file_of_tokens_that_cannot_be_read_is_refused(monkeypatch, capsys):
+    monkeypatch.delenv("PLAUDIT_TOKEN", raising=False)
+    monkeypatch.setenv("PLAUDIT_TOKEN_FILE", "/nowhere/token")
+    assert run("--model", "m") == 64
+    assert "PLAUDIT_TOKEN_FILE /nowhere/token: /nowhere/token can't be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["reward", "reference"])

@@ -16,6 +16,14 @@ from services.rpc.options import (
 PEM = Path("any.pem")
 
 
+def oidc(**given):
+    return ServerOptions(security=Security(**given))
+
+
+def keys(source):
+    return oidc(oidc_issuer="i", oidc_audience="a", oidc_jwks=source)
+
+
 @pytest.mark.parametrize(
     ("address", "host", "port"),
     [
@@ -54,10 +62,25 @@ def test_not_loopback(host):
         (ServerOptions(log_format="xml"), "--log-format is 'xml'; use text or json"),
         (ServerOptions(grace_s=-1), "--grace is -1; use 0"),
         (ServerOptions(token=" "), "PLAUDIT_TOKEN is set but empty"),
+        (ServerOptions(token="t", token_file=PEM), "PLAUDIT_TOKEN and PLAUDIT_TOKEN_FILE are both set"),
         (ServerOptions(health_address="8081"), "--health-address is '8081'; use HOST:PORT"),
         (ServerOptions(security=Security(PEM)), "--tls-key is missing; .* go together"),
         (ServerOptions(security=Security(None, PEM)), "--tls-cert is missing; .* go together"),
         (ServerOptions(security=Security(tls_client_ca=PEM)), "--tls-client-ca needs --tls-cert"),
+        (oidc(oidc_audience="a"), "--oidc-issuer is missing; .* go together"),
+        (oidc(oidc_issuer="i", oidc_jwks="f"), "--oidc-audience is missing"),
+        (oidc(oidc_issuer="i", oidc_audience="a"), "--oidc-jwks is missing"),
+        (oidc(oidc_issuer="", oidc_audience="a", oidc_jwks="f"), "--oidc-issuer is ''; use 1 to 200"),
+        (oidc(oidc_issuer="i", oidc_audience="a b", oidc_jwks="f"), "--oidc-audience is 'a b'"),
+        (oidc(oidc_issuer="i", oidc_audience="a", oidc_jwks=""), "--oidc-jwks is ''"),
+        (keys("http://example.org/keys"), "--oidc-jwks is 'http://example.org/keys'; use https or a file"),
+        (keys("http://127.0.0.1.example.org/keys"), "use https or a file"),
+        (keys("ftp://127.0.0.1/keys"), "use https or a file"),
+        (keys("file:///etc/keys"), "should be https://HOST/PATH"),
+        (keys("https:///keys"), "should be https://HOST/PATH"),
+        (keys("https://me:secret@example.org/keys"), "without a password"),
+        (keys("https://[::1/keys"), "--oidc-jwks is no URL"),
+        (keys("https://example.org:port/keys"), "--oidc-jwks is no URL"),
         (
             ServerOptions("0.0.0.0:0", "9100", security=Security(PEM, PEM)),
             "^--metrics-address is '9100'; use HOST:PORT",
@@ -78,3 +101,16 @@ def test_insecure_and_loopback_pass():
 
 def test_the_token_is_not_in_the_options_repr():
     assert "hush" not in repr(ServerOptions(token="hush"))
+
+
+@pytest.mark.parametrize(
+    "source", ["jwks.json", "/etc/keys", "https://example.org/keys", "http://127.0.0.1:1/k", "http://[::1]/k"]
+)
+def test_keys_of_jwts_come_from_a_file_by_https_or_from_this_machine(source):
+    keys(source).check()
+
+
+def test_a_password_in_a_url_is_not_repeated():
+    with pytest.raises(OptionError) as caught:
+        keys("https://me:secret@example.org/keys").check()
+    assert "secret" not in str(caught.value)

@@ -83,6 +83,14 @@ def test_quotas_are_the_callers_own_else_the_default():
     tokens = parse(default + with_lines("requests_per_second = 0.5", "tokens_per_second = 100") + BOB)
     assert tokens.of_token("a-token").quota == Quota(0.5, 100, 2)
     assert tokens.of_token("b-token").quota == Quota(5, None, 2)
+    assert tokens.default == Quota(5, None, 2)
+
+
+def test_names_of_others_count_for_those_alone_who_speak_for_them():
+    alice = parse(ALICE).of_token("a-token")
+    assert not alice.speaks_for_others and alice.name_of("x") == alice.name_of(None) == "alice"
+    front = parse(token_entry("front", "f-token", ["score"], speaks_for_others=True)).of_token("f-token")
+    assert (front.name_of(None), front.name_of(""), front.name_of("x")) == ("front", "front", "front/x")
 
 
 def test_nobody_may_be_said():
@@ -122,6 +130,7 @@ def long_file():
         (ALICE + ALICE, r"token\[1\].sha256 is another entry's already"),
         (with_lines('expires = "2027-01-01"'), "use a date without quotes"),
         (with_lines("expires = 10:00:00"), "use a date without quotes"),
+        (with_lines('speaks_for_others = "yes"'), "speaks_for_others is 'yes'; use true or false"),
         (with_lines("in_flight = 1.5"), "in_flight is 1.5; use a whole number above 0"),
         (with_lines("in_flight = true"), "in_flight is True; use a whole number"),
         (with_lines("requests_per_second = 0"), "is 0; use a number above 0; without one there is no limit"),
@@ -290,3 +299,44 @@ def test_the_lines_of_a_token_are_those_that_are_read():
     tokens = parse(token_entry("team.a@x-y_z", "t", list(SCOPES), last))
     expected = Identity("team.a@x-y_z", frozenset(SCOPES), datetime(2030, 5, 6, tzinfo=UTC))
     assert tokens.of_token("t") == expected
+
+
+# ---- the file of tokens that may do everything ----
+
+
+def test_each_line_of_the_shared_file_may_do_everything(tmp_path):
+    shared, file = tmp_path / "token", tmp_path / "tokens.toml"
+    shared.write_text("old\n\n  new \r\n")
+    file.write_text(ALICE)
+    tokens = open_tokens(file, None, shared).value
+    for token in ("old", "new"):
+        assert tokens.of_token(token) == Identity("", frozenset(SCOPES))
+    assert tokens.of_token("a-token").name == "alice"
+    assert tokens.of_token("") is None and tokens.of_token("old\n") is None
+
+
+def test_the_shared_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path, caplog):
+    shared = tmp_path / "token"
+    shared.write_text("old")
+    tokens = open_tokens(None, None, shared)
+    shared.write_text("new")
+    tokens.refresh()
+    assert tokens.value.of_token("new") and tokens.value.of_token("old") is None
+    shared.write_text("")
+    tokens.refresh()
+    assert tokens.value.of_token("new")
+    assert f"PLAUDIT_TOKEN_FILE {shared} should hold a token on each line" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"good\nt\xc3\xb6ken", b"\x00"])
+def test_a_shared_file_without_a_token_is_an_error_that_shows_nothing_of_it(tmp_path, content):
+    shared = tmp_path / "token"
+    shared.write_bytes(content)
+    with pytest.raises(OptionError, match="in ASCII without spaces") as caught:
+        open_tokens(None, None, shared)
+    assert "two words" not in str(caught.value) and "good" not in str(caught.value)
+
+
+def test_a_shared_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OptionError, match=f"PLAUDIT_TOKEN_FILE.*{tmp_path}/token can't be read"):
+        open_tokens(None, None, tmp_path / "token")

@@ -17,13 +17,13 @@ from trainer.errors import (
     TrainerError,
 )
 
-TOML = '[run]\nname = "a"\n[model]\npath = "m"\n[data]\ntrain = "t.jsonl"\n'
+TOML = '[run]\nname = "a"\ndirectory = "{folder}"\n[model]\npath = "m"\n[data]\ntrain = "t.jsonl"\n'
 
 
 @pytest.fixture
 def toml(tmp_path: Path) -> str:
     path = tmp_path / "a.toml"
-    path.write_text(TOML)
+    path.write_text(TOML.format(folder=tmp_path))
     return str(path)
 
 
@@ -120,10 +120,19 @@ def test_debug_shows_the_traceback(
     assert "RuntimeError: boom" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["sft"], ["nothing"], ["sft", "a.toml", "--nope"]])
-def test_a_wrong_command_line_is_64(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sft"], "Missing argument 'CONFIG.toml'"),
+        (["nothing"], "No such command 'nothing'"),
+        (["sft", "a.toml", "--nope"], "No such option: --nope"),
+    ],
+)
+def test_a_wrong_command_line_is_64(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]):
     assert command.main(arguments) == 64
-    assert "Usage" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Usage" in told
+    assert says in told
 
 
 def test_help_names_the_stages(capsys: pytest.CaptureFixture[str]):

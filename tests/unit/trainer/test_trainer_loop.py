@@ -1,11 +1,13 @@
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from counting_stage import DIGESTS, Config, Counter, Stage, saved
 
+from trainer import checkpoints
 from trainer.config import RunOptions, RunSection
 from trainer.errors import CheckpointError, ConfigError, NotFinite, Stopped
 from trainer.loop import Loop, open_run
@@ -108,6 +110,21 @@ def test_skipped_steps_are_counted_across_a_restart(tmp_path: Path):
     again.skip = {3}
     with pytest.raises(NotFinite):
         again.run()
+
+
+def test_what_is_found_out_when_no_step_is_left_is_kept_too(tmp_path: Path):
+    """A run that gave up while its last step was judged judges it when it goes on."""
+    Stage(tmp_path, total=2).run()
+    stage = Stage(tmp_path, total=2, resume=True)
+
+    def judge() -> Mapping[str, float]:
+        stage.counter.value = 99
+        return {"validation/loss": 1.0}
+
+    stage.loop.run(stage.take_step, stage.after_step, {}, judge)
+    newest = checkpoints.latest_whole(tmp_path / "r" / "checkpoints")
+    assert newest is not None and checkpoints.load_part(newest, "counter")["value"] == 99
+    assert saved(tmp_path) == [2]
 
 
 def test_metrics_are_served_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

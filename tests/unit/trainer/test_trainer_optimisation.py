@@ -134,7 +134,7 @@ def test_other_parameters_are_refused(tiny_policy: Path):
     other = TrainedModel(model(tiny_policy), "all", AdamSection(), 0.1)
     with pytest.raises(CheckpointError, match="trains other parameters"):
         other.load_state_dict(one.state_dict())
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"^model\.trainable: pattern 'no such' matches no parameter"):
         TrainedModel(model(tiny_policy), ["no such"], AdamSection(), 0.1)
 
 

@@ -1,0 +1,116 @@
+"""When those who were turned away may come back, by a clock that is set by hand."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from services.line import LEAST_S, LONGEST_S, MOST_STANDING, Drain, Line
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def answer(drain, clock, items, times, seconds):
+    for _ in range(times):
+        clock.now += seconds
+        drain.answered(items)
+
+
+def test_nothing_is_known_before_anything_was_answered(clock):
+    drain = Drain(clock)
+    assert drain.rate is None
+    drain.answered(5)
+    assert drain.rate is None, "all at once says nothing about a second"
+
+
+def test_the_rate_is_what_a_steady_queue_shows(clock):
+    drain = Drain(clock)
+    answer(drain, clock, 20, 100, 0.1)
+    assert drain.rate == pytest.approx(200, rel=0.02)
+
+
+def test_the_rate_follows_what_is_so_now(clock):
+    drain = Drain(clock)
+    answer(drain, clock, 10, 100, 0.1)
+    answer(drain, clock, 1, 300, 0.1)
+    assert drain.rate == pytest.approx(10, rel=0.1)
+
+
+def test_time_without_anything_to_do_does_not_count(clock):
+    drain = Drain(clock)
+    answer(drain, clock, 10, 20, 0.1)
+    clock.now += 1000
+    drain.begin()
+    answer(drain, clock, 10, 1, 0.1)
+    assert drain.rate == pytest.approx(100, rel=0.05)
+
+
+def test_an_empty_line_lets_anybody(clock):
+    assert Line(clock).lets("anybody")
+
+
+def test_each_comes_after_those_before_it(clock):
+    line = Line(clock)
+    assert [line.stand(who, 2.0, 3.0) for who in "abc"] == [2.0, 5.0, 8.0]
+    clock.now += 2.0
+    assert [line.lets(who) for who in "abcd"] == [True, False, False, False]
+    clock.now += 3.0
+    assert [line.lets(who) for who in "abcd"] == [True, True, False, False]
+
+
+def test_asking_again_neither_wins_nor_costs_a_place(clock):
+    line = Line(clock)
+    line.stand("a", 2.0, 3.0)
+    line.stand("b", 2.0, 3.0)
+    clock.now += 1.0
+    assert [line.stand("b", 2.0, 3.0) for _ in range(9)] == [4.0] * 9
+    assert line.stand("c", 2.0, 3.0) == 7.0
+
+
+def test_whose_turn_has_come_and_finds_no_room_is_the_next(clock):
+    line = Line(clock)
+    line.stand("a", 1.0, 5.0)
+    clock.now += 1.5
+    assert line.stand("a", 0.7, 5.0) == 0.7
+    assert line.lets("a")
+    assert not line.lets("b")
+
+
+def test_who_was_let_in_stands_at_the_end_next_time(clock):
+    line = Line(clock)
+    line.stand("a", 1.0, 5.0)
+    line.stand("b", 1.0, 5.0)
+    clock.now += 1.0
+    line.leave("a")
+    assert not line.lets("a")
+    assert line.stand("a", 0.5, 5.0) == 10.0
+
+
+def test_those_who_never_come_hold_up_nobody_for_long(clock):
+    line = Line(clock)
+    line.stand("gone", 1.0, 5.0)
+    clock.now += 6.0
+    assert line.lets("new")
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1e6), st.floats(0, 1e6)), max_size=60))
+def test_nobody_is_told_never_or_at_once(calls):
+    line = Line(Clock())
+    for who, first, lasts in calls:
+        assert LEAST_S <= line.stand(who, first, lasts) <= LONGEST_S
+
+
+def test_names_that_are_made_up_take_no_memory_without_end(clock):
+    line = Line(clock)
+    for number in range(MOST_STANDING + 100):
+        line.stand(number, 1.0, 1.0)
+    assert len(line._places) == MOST_STANDING
