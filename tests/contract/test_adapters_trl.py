@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from adapter_cases import rewards, serving
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from plaudit import Chat, InvalidArgument, Unreachable
 from plaudit.adapters.trl import PlauditReward
@@ -15,7 +13,7 @@ from plaudit.adapters.trl import PlauditReward
 PAGE = Path(__file__).parents[2] / "docs/adapters/trl.md"
 TEXTS = [f"the film number {number} is" for number in range(4)]
 UNSCORABLE = "the <|end|> of the film"  # holds a special token of the reward model
-TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
+TRAINERS = {"grpo": "GRPO", "rloo": "RLOO"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,12 @@ def train(tiny_policy, tmp_path):
     """train("grpo" or "rloo", reward functions, prompts): the trainer after two steps of 8 completions."""
 
     def run(algorithm, reward_funcs, prompts):
-        trainer_class, config_class = TRAINERS[algorithm]
+        import trl  # seconds, in every worker that only looks which tests there are
+        from datasets import Dataset
+
+        trainer_class, config_class = (
+            getattr(trl, TRAINERS[algorithm] + kind) for kind in ("Trainer", "Config")
+        )
         config = config_class(
             output_dir=str(tmp_path),
             per_device_train_batch_size=8,

@@ -181,5 +181,6 @@ def test_status_of_every_service(run, reward, tiny_policy, tiny_reward):
     policy, reference, trainer, scorer = sights
     assert policy["model"]["weights_sha256"] == reference["model"]["weights_sha256"]
     assert (scorer["name"], scorer["model"]["model_id"]) == ("reward", str(tiny_reward))
-    assert all(sight["queue"] == {"items": 0, "tokens": 0} for sight in (policy, reference, scorer))
+    empty = {"items": 0, "tokens": 0, "bytes": 0}
+    assert all(sight["queue"] == empty for sight in (policy, reference, scorer))
     assert trainer["name"].startswith("run-1 (")

@@ -41,6 +41,8 @@ MOMENTS = [
 ]
 """Before each call of these the clock of the run is set."""
 
+thorough = pytest.mark.skipif("PLAUDIT_CLOCK" not in os.environ, reason="takes long; set PLAUDIT_CLOCK=1")
+
 
 class WallClock:
     """The clock of this process, which can be set."""
@@ -127,6 +129,7 @@ def test_a_deadline_comes_neither_sooner_nor_later(clock, guarded, jump):
         assert client.get_run(timeout=LONG).run_id == "a-run"
 
 
+@thorough
 def test_a_push_does_not_expire(clock, policy, tiny_policy, monkeypatch):
     monkeypatch.setattr(upload, "CHUNK_BYTES", 10_000)
     step = Step(tiny_policy)
@@ -157,6 +160,7 @@ def test_a_quota_neither_fills_up_nor_runs_dry(clock, guarded):
             often.get_run(timeout=LONG)
 
 
+@thorough
 def test_a_run_is_the_same_and_its_times_are_those_that_passed(
     clock, policy, tiny_policy, tiny_reward, tmp_path, monkeypatch
 ):

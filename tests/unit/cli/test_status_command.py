@@ -18,7 +18,7 @@ from plaudit.v1 import (
 )
 
 MODEL = types_pb2.ModelVersion(model_id="m", step=3, weights_sha256="0123456789" * 6 + "abcd")
-QUEUE = types_pb2.QueueDepth(items=7, tokens=1234)
+QUEUE = types_pb2.QueueDepth(items=7, tokens=1234, bytes=99)
 
 
 class AllOfThem(
@@ -65,7 +65,10 @@ def test_a_reward_service(run, toy):
         "serving",
         "0",
     )
-    assert (sight["model"]["weights_sha256"], sight["queue"]) == ("ab" * 32, {"items": 0, "tokens": 0})
+    assert (sight["model"]["weights_sha256"], sight["queue"]) == (
+        "ab" * 32,
+        {"items": 0, "tokens": 0, "bytes": 0},
+    )
 
 
 def test_each_model_has_a_row(run):
@@ -83,7 +86,7 @@ def test_several_services_in_one_server(run):
     assert [sight["service"] for sight in sights] == ["policy", "reward", "reference", "trainer"]
     policy, _, reference, trainer = sights
     assert (policy["step"], policy["queue"]) == (reference["step"], reference["queue"])
-    assert (policy["step"], policy["queue"]) == ("3", {"items": 7, "tokens": 1234})
+    assert (policy["step"], policy["queue"]) == ("3", {"items": 7, "tokens": 1234, "bytes": 99})
     assert (trainer["name"], trainer["step"]) == ("r (ppo, running)", "3 of 9")
 
 

@@ -198,7 +198,7 @@ class TestRefusals:
         bench = make_bench(call_limits=CallLimits(max_items=1))
         bench.engine.pause()
         waiting = [bench.engine.submit(asked((7,))) for _ in range(4)]
-        with pytest.raises(Overloaded, match="4 responses"):
+        with pytest.raises(Overloaded, match="4 items of 36 tokens"):
             bench.engine.submit(asked((7,)))
         bench.engine.resume()
         await asyncio.gather(*[generation.all() for generation in waiting])

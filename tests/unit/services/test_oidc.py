@@ -355,7 +355,7 @@ async def test_without_keys_nobody_passes(heard, caplog):
             with pytest.raises(NotServing, match="can't be had now"):
                 await issuer_of(fetched).learn(EC.sign())
     assert heard == [False]
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if record.levelno > logging.INFO] == [logging.ERROR]
 
 
 async def test_an_issuer_that_hangs_holds_nobody_for_long(place, fetched, monkeypatch, heard):
@@ -415,7 +415,8 @@ async def test_what_is_no_set_of_keys_leaves_things_as_they_are(place, fetched, 
         await fetched.refresh()
     assert not fetched.are_current
     assert (await ask(issuer, EC.sign(sub="bob"))).name.endswith("#bob")
-    assert len(caplog.records) == 1 and "c2VjcmV0" not in caplog.text
+    assert [record.levelno for record in caplog.records if record.levelno > logging.INFO] == [logging.ERROR]
+    assert "c2VjcmV0" not in caplog.text
 
 
 async def test_a_proxy_is_not_asked_for_what_is_on_this_machine(place, fetched, monkeypatch):
