@@ -1,10 +1,9 @@
 """Run by test_clock_jumps.py under libfaketime: the wall clock is set an hour ahead, and an hour back again.
 
-It is set while calls, pushes and steps are under way. The monotonic clock, by which all waits end, goes on.
+It is set while calls and pushes are under way. The monotonic clock, by which all waits end, goes on.
 """
 
 import itertools
-import json
 import os
 import threading
 import time
@@ -15,33 +14,16 @@ from pathlib import Path
 import pytest
 from chaos_proxy import BLACK_HOLE, NONE, ChaosProxy
 from guarded_servers import entry, served, trainer_service, write_tokens
-from killed_runs import CONFIG, PROMPTS, before, digest
 from push_steps import Eventful, Step
 
 from plaudit import DeadlineExceeded, Overloaded, TrainerClient, Unauthenticated, WeightsClient
 from plaudit.clients import upload
 from services.policy.service import policy_service
-from services.reference.service import reference_service
-from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
 from services.rpc.command import ModelOptions
-from trainer.__main__ import main
-from trainer.metrics_file import read_lines
-from trainer.ppo import products
 
 HOUR, SOON, LONG = 3600, 0.3, 20.0
 JUMPS = [HOUR, -HOUR]
-MOMENTS = [
-    "trainer.ppo.run:PPORun._take_step",
-    "trainer.checkpoints:sync",
-    "plaudit.clients:WeightsClient.commit",
-    "services.policy.engine:TorchEngine.submit",
-    "services.policy.weights:Pushes.commit",
-    "services.reward.engine:RewardEngine.score",
-]
-"""Before each call of these the clock of the run is set."""
-
-thorough = pytest.mark.skipif("PLAUDIT_CLOCK" not in os.environ, reason="takes long; set PLAUDIT_CLOCK=1")
 
 
 class WallClock:
@@ -129,7 +111,6 @@ def test_a_deadline_comes_neither_sooner_nor_later(clock, guarded, jump):
         assert client.get_run(timeout=LONG).run_id == "a-run"
 
 
-@thorough
 def test_a_push_does_not_expire(clock, policy, tiny_policy, monkeypatch):
     monkeypatch.setattr(upload, "CHUNK_BYTES", 10_000)
     step = Step(tiny_policy)
@@ -158,38 +139,3 @@ def test_a_quota_neither_fills_up_nor_runs_dry(clock, guarded):
             with pytest.raises(Overloaded):
                 seldom.get_run(timeout=SOON)
             often.get_run(timeout=LONG)
-
-
-@thorough
-def test_a_run_is_the_same_and_its_times_are_those_that_passed(
-    clock, policy, tiny_policy, tiny_reward, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(
-        products, "build_report", lambda *_, **__: None
-    )  # its curves take two seconds to draw
-    text = "\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS)
-    for file in ("prompts", "heldout"):
-        (tmp_path / f"{file}.jsonl").write_text(text)
-    with serving(reward_service, tiny_reward) as reward, serving(reference_service, tiny_policy) as reference:
-        at = {"policy_0_at": policy, "reward_at": reward.address, "reference_at": reference.address}
-        config = CONFIG.format(folder=tmp_path, policy=tiny_policy, reward=tiny_reward, longest=LONG, **at)
-        (tmp_path / "ppo.toml").write_text(config)
-        expected = run(tmp_path, "calm")
-        for moment in MOMENTS:
-            before(moment, clock.jump)
-        began = time.monotonic()
-        assert run(tmp_path, "jumps") == expected
-        passed = time.monotonic() - began
-    lines = read_lines(tmp_path / "jumps" / "run" / "metrics.jsonl")
-    assert clock.jumps > 20
-    assert 0 < sum(line.get("seconds_per_step", 0.0) for line in lines) < passed
-    assert max(line["time"] for line in lines) - min(line["time"] for line in lines) > HOUR / 2, "it was set"
-
-
-def run(folder, name):
-    """Two steps, and what is left of them."""
-    settings = [f"run.directory={folder / name}", "ppo.total_episodes=12", "evaluation.limit=1"]
-    assert (
-        main(["ppo", str(folder / "ppo.toml"), *(part for each in settings for part in ("--set", each))]) == 0
-    )
-    return digest(folder / name / "run")
