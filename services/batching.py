@@ -14,7 +14,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from services.plans import neighbours, plan_batches
-from services.room import Room, Who, shares
+from services.room import HasRoom, Room, Who, shares
 from services.turns import Entry, Turns
 
 Item = TypeVar("Item")
@@ -87,7 +87,7 @@ class Ran:
     """The same with padding."""
 
 
-class Batcher(Generic[Item, Result]):
+class Batcher(HasRoom, Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
     The caller who has had least is served next, and of its calls the one that has, from its oldest item on;
@@ -123,21 +123,6 @@ class Batcher(Generic[Item, Result]):
         """Hears of every batch that has run."""
         self.on_cache_hit: Callable[[], None] = lambda: None
         """Hears of every item whose result had been kept."""
-
-    @property
-    def waiting_items(self) -> int:
-        """Items that wait or run, or are made ready."""
-        return self.room.items
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Their tokens."""
-        return self.room.tokens
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the messages that they came in."""
-        return self.room.bytes
 
     async def submit(
         self, items: Sequence[Item], lengths: Sequence[int], caller: Caller | None = None, size: int = 0

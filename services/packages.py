@@ -1,10 +1,10 @@
 """What a command says where a package that it needs isn't installed: one line instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_FAILED = 70
 _OURS = ("lm", "plaudit", "services", "trainer")
 
 
@@ -17,7 +17,7 @@ def brought_by(group: str) -> Iterator[None]:
         if (told := absence(error, group)) is None:
             raise
         print(told, file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        sys.exit(os.EX_SOFTWARE)
 
 
 def absence(error: BaseException, group: str) -> str | None:

@@ -174,6 +174,27 @@ class Room:
         return Overloaded(f"{words}; try again later", after)
 
 
+class HasRoom:
+    """What counts what waits in its room."""
+
+    room: Room
+
+    @property
+    def waiting_items(self) -> int:
+        """Items that wait or run, or are made ready."""
+        return self.room.items
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens, of responses that grow the most there can be."""
+        return self.room.tokens
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that they came in."""
+        return self.room.bytes
+
+
 def shares(size: int, count: int) -> list[int]:
     """`size` in `count` whole parts, as even as can be."""
     return [size // count + (index < size % count) for index in range(count)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services.batching import CallLimits, room_for
 from services.policy.interface import Generation
+from services.room import HasRoom
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
-class RequestQueue:
+class RequestQueue(HasRoom):
     """Counts every request from its arrival to its end, and hands out those that may share a batch."""
 
     def __init__(self, limits: CallLimits) -> None:
@@ -25,21 +26,6 @@ class RequestQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    @property
-    def waiting_items(self) -> int:
-        """Responses that wait or grow, or whose prompts are made ready."""
-        return self.room.items
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens of them and their prompts, at most."""
-        return self.room.tokens
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the messages that asked for them."""
-        return self.room.bytes
 
     @property
     def generations(self) -> list[Generation]:

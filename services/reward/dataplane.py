@@ -12,6 +12,7 @@ from services.errors import InvalidInput
 from services.reward.config import ModelSpec
 from services.reward.interface import Answer, Combination, ComponentFacts, Options, Outcome, Pending, Timing
 from services.reward.items import Component, Encoded, Engine, Item, ModelFacts, Score, ScoreNotFinite
+from services.room import HasRoom
 
 Outputs = tuple[float, ...]
 """What the network says of an item: one number per attribute."""
@@ -19,7 +20,7 @@ SLICE_ITEMS = 32
 """Items that are tokenised in one go."""
 
 
-class PlainModel:
+class PlainModel(HasRoom):
     """Owns an engine and the two threads that use it: one tokenises, one computes."""
 
     deviation_factor = 0.0
@@ -29,6 +30,7 @@ class PlainModel:
         self.compare_temperature = spec.compare_temperature
         self._spec = spec
         self._limits = limits
+        self.room = room_for(limits)
         self._load_engine = load_engine
         # As many calls as there may be items: the batcher's room bounds them.
         self._tokenizing = ComputeThread(f"{spec.name}-tokenizer", 2 * WAITING_CALLS * limits.max_items)
@@ -55,21 +57,6 @@ class PlainModel:
             return ()
         return tuple(ComponentFacts(name, weight) for name, weight in zip(names, self._weights, strict=True))
 
-    @property
-    def waiting_items(self) -> int:
-        """Items that wait or run."""
-        return self.batcher.waiting_items
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Their tokens."""
-        return self.batcher.waiting_tokens
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the messages that they came in."""
-        return self.batcher.waiting_bytes
-
     async def load(self) -> None:
         """Loads the engine in the compute thread; raises what loading raises, and InputError for weights."""
         self._engine = await self._computing.run(self._load_engine)
@@ -77,7 +64,7 @@ class PlainModel:
         self.batcher = Batcher(
             self._run_batch,
             token_budget=self._engine.token_budget,
-            room=room_for(self._limits),
+            room=self.room,
             cache_items=self._spec.cache_items,
         )
 
@@ -92,7 +79,7 @@ class PlainModel:
         """As RewardModel.begin."""
         since = time.perf_counter()
         # Else what waits to be tokenised would have no bound.
-        with self.batcher.room.reserve(len(items), options.size, options.who):
+        with self.room.reserve(len(items), options.size, options.who):
             encoded = await self._tokenize(items, fields, options)
         seconds = time.perf_counter() - since
         sequences = [one for one in encoded if isinstance(one, Encoded)]
@@ -107,11 +94,11 @@ class PlainModel:
 
     def admit(self, items: int, options: Options) -> None:
         """As RewardModel.admit."""
-        self.batcher.room.admit(items, options.size, options.who, options.deadline)
+        self.room.admit(items, options.size, options.who, options.deadline)
 
     async def wait_for_room(self, items: int, options: Options) -> None:
         """As RewardModel.wait_for_room."""
-        await self.batcher.room.wait(items, options.size, options.who)
+        await self.room.wait(items, options.size, options.who)
 
     async def _tokenize(
         self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc import aio
+from guarded_servers import trainer_service
 from policy_server import detail
 from reward_server import options, pair
 
@@ -19,11 +20,9 @@ from services.reward import stream
 from services.reward.service import reward_service
 from services.reward.servicer import RewardServicer
 from services.rpc.background import serve_in_background
-from services.rpc.interceptors import Readiness
-from services.rpc.server import ServerOptions, Service, start_server
+from services.rpc.server import ServerOptions, start_server
 from trainer.board import EVENTS_KEPT, Board
-from trainer.servicer import FULL_NAME, TrainerServicer
-from trainer.stopping import StopSignal
+from trainer.servicer import TrainerServicer
 
 LIMIT_S = 0.1
 SHORT = ServerOptions(unread_s=LIMIT_S)
@@ -117,24 +116,9 @@ async def test_a_consumer_of_score_many_may_take_its_time(tiny_reward):
 
 @asynccontextmanager
 async def trainer_server(board):
-    readiness = Readiness()
-    servicer = TrainerServicer(board, StopSignal(), readiness)
-    async with start_server(_trainer(servicer, readiness), SHORT) as server:
+    async with start_server(trainer_service(board), SHORT) as server:
         await server.wait_ready()
         yield server
-
-
-def _trainer(servicer, readiness):
-    async def load():
-        return ""
-
-    return Service(
-        name="trainer",
-        full_names=(FULL_NAME,),
-        register=lambda server: trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server),
-        load=load,
-        readiness=readiness,
-    )
 
 
 def told(steps):
@@ -166,21 +150,18 @@ def test_a_follower_that_takes_its_time_sees_every_event(monkeypatch):
     """Its stream is cut off, and opened again behind the last event that it has seen."""
     monkeypatch.setattr(trainer_client, "PAUSE_SECONDS", 0.01)
     board, opened = told(EVENTS_KEPT - 1), []
+    watch = TrainerServicer.WatchRun
 
-    def service():
-        readiness = Readiness()
-        servicer = TrainerServicer(board, StopSignal(), readiness)
-        watch = servicer.WatchRun
+    async def counted(self, request, context):
+        opened.append(request.after)
+        async for event in watch(self, request, context):
+            yield event
 
-        async def counted(request, context):
-            opened.append(request.after)
-            async for event in watch(request, context):
-                yield event
-
-        servicer.WatchRun = counted
-        return _trainer(servicer, readiness)
-
-    with serve_in_background(service, SHORT) as server, TrainerClient(server.address) as client:
+    monkeypatch.setattr(TrainerServicer, "WatchRun", counted)
+    with (
+        serve_in_background(lambda: trainer_service(board), SHORT) as server,
+        TrainerClient(server.address) as client,
+    ):
         events = client.watch_run(patience=LIMIT_S)
         numbers = [next(events).number]
         end = time.monotonic() + 20

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 from scripted_servers import REWARD, Script, call_async, call_sync
+from scripted_streams import Streams, score_many_async, score_many_sync
 
 
 @pytest.fixture
@@ -42,6 +43,20 @@ def score(call):
         return call("reward", address, "score", [("the film", " is good")], **named)
 
     return ask
+
+
+@pytest.fixture
+def streams():
+    """Behaviours of ScoreStream, and what they heard."""
+    made = Streams()
+    yield made
+    made.over.set()
+
+
+@pytest.fixture(params=[score_many_sync, score_many_async], ids=["sync", "async"])
+def score_many(request):
+    """score_many(address, items, client={…}, …), a generator, through either kind of client."""
+    return request.param
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from hypothesis import given, strategies as st
 from scripted_servers import REWARD, SCORED, refuse
-from scripted_streams import GONE, Streams, expected, pairs, score_many_async, score_many_sync
+from scripted_streams import GONE, expected, pairs
 
 from plaudit import AsyncRewardClient, DeadlineExceeded, InvalidArgument, RewardClient, Unavailable
 from plaudit.clients import flight, replicas
@@ -168,18 +168,6 @@ def test_the_only_address_is_never_left_out(serve_reward, ask, clock):
 
 
 # --- streams of scores ---
-
-
-@pytest.fixture(params=[score_many_sync, score_many_async], ids=["sync", "async"])
-def score_many(request):
-    return request.param
-
-
-@pytest.fixture
-def streams():
-    made = Streams()
-    yield made
-    made.over.set()
 
 
 @pytest.fixture

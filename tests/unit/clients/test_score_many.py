@@ -8,7 +8,7 @@ import time
 import grpc
 import pytest
 from scripted_servers import REWARD, refuse, refuse_plainly
-from scripted_streams import GONE, Streams, expected, pairs, score_many_async, score_many_sync, scored
+from scripted_streams import GONE, expected, pairs, scored
 
 import plaudit
 from plaudit import (
@@ -35,22 +35,9 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-def streams():
-    made = Streams()
-    yield made
-    made.over.set()
-
-
-@pytest.fixture
 def serve_streams(serve):
     """serve_streams(*behaviours, one per stream; the last one again and again) → a Script that runs."""
     return lambda *behaviours, **how: serve(REWARD, {"ScoreStream": behaviours}, **how)
-
-
-@pytest.fixture(params=[score_many_sync, score_many_async], ids=["sync", "async"])
-def score_many(request):
-    """score_many(address, items, client={…}, …), a generator, through either kind of client."""
-    return request.param
 
 
 @pytest.fixture

@@ -1,22 +1,10 @@
 """When those who were turned away may come back, by a clock that is set by hand."""
 
 import pytest
+from hand_clock import Clock
 from hypothesis import given, strategies as st
 
 from services.line import LEAST_S, LONGEST_S, MOST_STANDING, Drain, Line
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def answer(drain, clock, items, times, seconds):

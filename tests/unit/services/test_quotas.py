@@ -10,19 +10,6 @@ from services.rpc.quotas import Bucket, Quotas, Use
 from services.rpc.tokens import Identity, Quota
 
 
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def metrics():
     return ServerMetrics()

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from hand_clock import Clock
 from hypothesis import given, strategies as st
 
 from services.errors import Overloaded
@@ -59,14 +60,6 @@ async def test_who_waits_goes_on_when_there_is_room_for_all_of_it(taken):
 
 
 # --- who is let in ---
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 def named(name, weight=1.0):
