@@ -130,9 +130,6 @@ def play(
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     asked = _arguments(arguments)
-    over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
     targets = dict(map(_line, asked.line))
     if asked.schedule:
         schedule = read_schedule(asked.schedule, targets)
@@ -143,6 +140,9 @@ def main(arguments: Sequence[str]) -> int:
     if asked.draw:
         print("\n".join(map(as_line, schedule)))
         return 0
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
     with contextlib.ExitStack() as stack:
         lines = {name: stack.enter_context(ChaosProxy(*target)) for name, target in targets.items()}
         for name, line in lines.items():

@@ -33,7 +33,6 @@ def main(
 ) -> None:
     """Makes the SFT model and the reward model of the quickstart."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    signal.signal(signal.SIGTERM, _stop)
     if (folder / "reward").exists():
         print(f"{folder} has its models already")
         return
@@ -69,4 +68,5 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     typer.run(main)

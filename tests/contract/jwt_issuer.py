@@ -61,7 +61,8 @@ def signing_key(kid="one", kind="EC", algorithm="ES256"):
 
 def claims(**changes):
     now = int(time.time())
-    times = {"iat": now, "nbf": now, "exp": now + 600}
+    # A whole day: some tokens are made when tests are collected, and used when their turn comes.
+    times = {"iat": now, "nbf": now, "exp": now + 86400}
     return _without_none({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "scope": "", **times, **changes})
 
 

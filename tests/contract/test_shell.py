@@ -321,7 +321,7 @@ async def test_with_the_token_calls_pass(guarded, kind):
 async def test_health_is_open_and_reflection_is_not(guarded):
     assert await check(guarded, NAME) == SERVING
     with pytest.raises(aio.AioRpcError) as caught:
-        await listed_services(guarded)
+        await listed_services(guarded, nothing)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -470,10 +470,11 @@ async def test_the_loops_lag_is_sampled(echo):
 # --- reflection, channelz ---
 
 
-async def listed_services(channel):
-    async def requests():
-        yield reflection_pb2.ServerReflectionRequest(list_services="")
+async def listing():
+    yield reflection_pb2.ServerReflectionRequest(list_services="")
 
+
+async def listed_services(channel, requests=listing):
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     answers = [answer async for answer in stub.ServerReflectionInfo(requests())]
     return {one.name for one in answers[0].list_services_response.service}

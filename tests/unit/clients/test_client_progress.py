@@ -49,5 +49,8 @@ def test_leaving_ends_the_bar(address, score_many, capsys):
     assert [next(results) for _ in range(3)] == expected(3)
     results.close()
     assert "3/50" in capsys.readouterr().err
-    assert not any("Refresh" in type(thread).__name__ for thread in threading.enumerate())
+    for thread in threading.enumerate():
+        if "Refresh" in type(thread).__name__:
+            thread.join(20)
+            assert not thread.is_alive()
     assert threading.active_count() <= before + 3, "the server's pool"
