@@ -12,13 +12,7 @@ from typing import Generic, Self
 import grpc
 import grpc.aio
 
-from plaudit.clients.channel import (
-    Connection,
-    Method,
-    RequestT,
-    ResponseT,
-    check_size,
-)
+from plaudit.clients.channel import Connection, Method, RequestT, ResponseT, check_size
 from plaudit.clients.connectivity import is_ready, is_ready_async
 from plaudit.clients.errors import PlauditError, Where
 from plaudit.clients.hedging import first_answer, first_answer_async
@@ -40,6 +34,8 @@ class OpenedStream(Generic[ResponseT]):
     is_connected: Callable[[], bool]
     note: Callable[[PlauditError | None], None]
     """Hears of a failure, or of an answer: by these its address has turns."""
+    is_outdated: Callable[[], bool]
+    """Whether a stream that began now would show another token."""
 
 
 class Client(Connection):
@@ -132,12 +128,13 @@ class Client(Connection):
         self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
     ) -> OpenedStream[ResponseT]:
         """One stream to the address whose turn it is. It has no deadline: who waits for it has one."""
-        tries = self.tries(method, None)
+        shown, tries = self._token.now(), self.tries(method, None)
         channel = self._channels[tries.first.channel_index]
         call = channel.stream_stream(method.path, _to_bytes, method.response.FromString)
         responses = call(requests, **tries.first.arguments(None))
-        note = partial(tries.note, tries.first)
-        return OpenedStream(responses, responses.cancel, tries.first.where, partial(is_ready, channel), note)
+        where, note = tries.first.where, partial(tries.note, tries.first)
+        is_outdated = partial(self._token.differs_from, shown)
+        return OpenedStream(responses, responses.cancel, where, partial(is_ready, channel), note, is_outdated)
 
     @contextmanager
     def _slot(self, tries: Tries) -> Iterator[None]:

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 import grpc
 
 from plaudit.clients.data import Scorable
-from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unavailable, from_rpc
+from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unauthenticated, Unavailable, from_rpc
 from plaudit.clients.flight import Endurance, Flight, Result
 from plaudit.clients.streams import Event, OpenStream, ScoreStream
 from plaudit.v1.reward_pb2 import ScoreStreamRequest, ScoreStreamResponse
@@ -62,7 +62,7 @@ class _Scoring:
             stream.end()
 
     def _handle(self, stream: ScoreStream, event: Event) -> float:
-        """Seconds to pause, which are above 0 if the stream broke. Raises what ends it all."""
+        """Seconds to pause before another stream, if it broke. Raises what ends it all."""
         if isinstance(event, ScoreStreamResponse):
             self._flight.answer(event.results)
             self._endurance.renew()
@@ -73,6 +73,8 @@ class _Scoring:
             return 0.0  # nothing was lost; the next item opens another
         failure = self._failure(stream, event)
         stream.opened.note(failure)
+        if isinstance(failure, Unauthenticated) and stream.opened.is_outdated():
+            return 0.0  # a stream keeps its token; that has been rotated, and the next shows the new one
         pause = self._endurance.pause_after(failure)
         if pause is None:
             raise failure from event

@@ -17,6 +17,11 @@ File: TypeAlias = str | os.PathLike[str]
 
 CHECK_S = 10.0
 """How often the files are looked at while calls are made."""
+MOST_READS = 5
+"""Times in a row that files may change while they are read."""
+
+Contents: TypeAlias = tuple[bytes, bytes | None, bytes | None]
+"""CA, certificate and key."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,18 @@ class TlsFiles:
     cert: Path | None
     key: Path | None
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """What is in the files now. Raises InvalidArgument if they can't be used."""
-        self._check()
-        ca, cert, key = self.read()
-        return grpc.ssl_channel_credentials(ca, key, cert)
-
-    def read(self) -> tuple[bytes, bytes | None, bytes | None]:
-        """CA, certificate and key. Raises InvalidArgument."""
+    def read(self) -> Contents:
+        """What is in the files. Raises InvalidArgument."""
         return _read("tls_ca", self.ca), _read_if("tls_cert", self.cert), _read_if("tls_key", self.key)
+
+    def read_whole(self) -> Contents:
+        """As `read`, but checked. Raises InvalidArgument if they can't be used."""
+        for _ in range(MOST_READS):
+            found = self.read()
+            self._check()
+            if found == self.read():  # else it may be the certificate of before and the key of after
+                return found
+        raise InvalidArgument.at("tls_ca", f"{self.ca}, or what goes with it, changes while it is read")
 
     def _check(self) -> None:
         """gRPC itself would say only that no connection can be made."""
@@ -116,9 +124,9 @@ class Channels(Generic[ChannelT]):
             self._now = self._now or self._open_all(None)
             return
         try:
-            found = self._files.read()
-            if found != self._seen:
-                opened = self._open_all(self._files.credentials())
+            if self._files.read() != self._seen:
+                ca, cert, key = found = self._files.read_whole()
+                opened = self._open_all(grpc.ssl_channel_credentials(ca, key, cert))
                 for channel in self._before:
                     self._close(channel)
                 self._before, self._now, self._seen = self._now, opened, found

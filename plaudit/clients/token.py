@@ -33,6 +33,10 @@ class Token:
                 self._value = _read(self._file)
         return self._value
 
+    def differs_from(self, shown: str) -> bool:
+        """Whether calls that begin now show another."""
+        return self.now() != shown
+
 
 def open_token(token: str | None, file: File | None) -> Token:
     """The token given, else that of the environment. Raises InvalidArgument."""

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway import problems
 from services.gateway.metrics import HttpMetrics
 from services.gateway.problems import ProblemError
+from services.gateway.spans import trace_refusal
 from services.gateway.upstream import OnBehalf, on_behalf
 from services.rpc import logs
 
@@ -66,6 +67,7 @@ class Bookkeeping:
             exchange.status = CLIENT_CLOSED_REQUEST
         except ProblemError as problem:
             await problems.response(problem)(exchange.scope, exchange.receive, exchange.send)
+            exchange.trace_refusal()
         except Exception:  # the app has answered it already
             errors_log.exception("unexpected error in %s %s", exchange.method, exchange.path)
 
@@ -118,13 +120,18 @@ class _Exchange:
         self.headers = Headers(scope=scope)
         self.method: str = scope["method"]
         self.path: str = scope["raw_path"].decode("ascii", "replace")  # what is in it can't end a log line
-        self.started = time.perf_counter()
+        self.started, self._began_ns = time.perf_counter(), time.time_ns()
         self.request_id = logs.accept_request_id(self.headers.get("x-request-id"))
         logs.request_id.set(self.request_id)
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.body_bytes = 0
         self._receive = receive
         self._send = send
+
+    def trace_refusal(self) -> None:
+        """Says in a trace that it was answered here, unless it asks about the gateway itself."""
+        if self.path not in OPERATIONS:
+            trace_refusal(self.method, self.path, self.headers, self.status, self._began_ns)
 
     async def receive(self) -> Message:
         message = await self._receive()

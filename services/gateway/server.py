@@ -172,6 +172,10 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.ask_to_stop)
     print(f"listening on {gateway.address}", flush=True)
+    if gateway.metrics_address:
+        print(f"metrics on {gateway.metrics_address}", flush=True)
+    if gateway.health_address:
+        print(f"health on {gateway.health_address}", flush=True)
     await gateway.run_until_asked()
     return os.EX_OK
 

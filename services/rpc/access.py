@@ -81,14 +81,17 @@ class Admission:
 
     async def identify(self, shown: Shown) -> Identity:
         """Whose credential it is. Raises Unauthenticated, and NotServing where it can't be told just now."""
-        if self._issuer is not None and (token := self._jwt(shown)) is not None:
-            with self._telling(shown):
-                await self._issuer.learn(token)
-        return self.identify_again(shown)
+        if self._issuer is None or (token := self._jwt(shown)) is None:
+            return self.identify_again(shown)
+        with self._telling(shown):
+            found = await self._issuer.learn(token)
+        return self._in_time(shown, replace(found, quota=self._tokens().default))
 
     def identify_again(self, shown: Shown) -> Identity:
         """As `identify`, at once: for those that it has identified."""
-        found = self._found(shown)
+        return self._in_time(shown, self._found(shown))
+
+    def _in_time(self, shown: Shown, found: Identity) -> Identity:
         if found.is_expired:
             raise self._unknown(shown, "expired", f"the token or certificate of {found.name!r} has expired")
         return found

@@ -53,38 +53,40 @@ class Issuer:
         self._keys = keys
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def learn(self, token: str) -> None:
-        """Verifies a token, unless it is known. Raises Refused, and NotServing without the issuer's keys."""
-        if self._remembered(token) is not None:
-            return
-        try:
-            found = await asyncio.to_thread(self._verify, token)
-        except (_OtherKey, NotServing):
-            await self._keys.refresh()
-            found = await asyncio.to_thread(self._verify, token)
-        self._remember(token, found)
+    async def learn(self, token: str) -> Identity:
+        """Whose it is, verified unless it is known. Raises Refused, and NotServing without the keys."""
+        digest = token_digest(token)
+        found = self._remembered(digest)
+        if found is None:
+            try:
+                found = await asyncio.to_thread(self._verify, token)
+            except (_OtherKey, NotServing):
+                await self._keys.refresh()
+                found = await asyncio.to_thread(self._verify, token)
+            self._remember(digest, found)
+        return found.identity
 
     def identity_of(self, token: str) -> Identity:
         """Whose it is, without waiting: for one that `learn` has found good. Raises as `learn`."""
-        found = self._remembered(token)
+        digest = token_digest(token)
+        found = self._remembered(digest)
         if found is None:
-            self._remember(token, found := self._verify(token))
+            self._remember(digest, found := self._verify(token))
         return found.identity
 
     async def watch(self) -> None:
         """Keeps the keys up to date until cancelled."""
         await self._keys.watch()
 
-    def _remembered(self, token: str) -> _Known | None:
-        digest = token_digest(token)
+    def _remembered(self, digest: str) -> _Known | None:
         found = self._known.get(digest)
         if found is None or self._keys.of(found.kid) != found.key:
             return None
         self._known.move_to_end(digest)
         return found
 
-    def _remember(self, token: str, found: _Known) -> None:
-        self._known[token_digest(token)] = found
+    def _remember(self, digest: str, found: _Known) -> None:
+        self._known[digest] = found
         if len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
 

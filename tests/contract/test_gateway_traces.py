@@ -4,12 +4,15 @@ import json
 import socket
 
 import pytest
-from gateway_server import gateway_in_background, held_reward, http_client, options
+from gateway_server import client_of, gateway_in_background, held_reward, http_client, options
+from guarded_servers import write_tokens
 from opentelemetry.trace import SpanKind, StatusCode
 from tracers import assert_chain, spans_by_kind_and_name, spans_in_memory
 
+from services.gateway import middleware
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
+from services.rpc.options import Security, ServerOptions
 
 CALL = "/plaudit.v1.RewardService/Score"
 BODY = {"items": [{"prompt": "the film is", "response": " good"}]}
@@ -81,6 +84,30 @@ def test_a_refusal_is_named_by_its_route(http, memory, method, path, name, statu
     request = spans_by_kind_and_name(memory, 1)[SpanKind.SERVER, name]
     assert request.attributes["http.response.status_code"] == status
     assert request.status.status_code is StatusCode.UNSET, "the caller's mistake, not the gateway's"
+
+
+@pytest.mark.parametrize(("method", "name"), [("POST", "POST"), ("BREW", "HTTP")])
+def test_who_may_not_ask_is_in_the_callers_trace_as_well(memory, tmp_path, method, name):
+    tokens = write_tokens(tmp_path / "tokens.toml")
+    asks = ServerOptions(security=Security(tokens=tokens))
+    with client_of("127.0.0.1:1", gateway_options=asks) as http:
+        headers = {"traceparent": CALLERS_TRACE, "authorization": "Bearer guess"}
+        assert http.request(method, "/v1/score", json=BODY, headers=headers).status_code == 401
+        assert http.get("/metrics").status_code == 401
+    refused = spans_by_kind_and_name(memory, 1)[SpanKind.SERVER, name]
+    assert f"{refused.parent.span_id:016x}" == CALLERS_TRACE.split("-")[2]
+    assert refused.attributes["http.response.status_code"] == 401
+    assert refused.attributes["url.path"] == "/v1/score"
+    assert refused.status.status_code is StatusCode.UNSET
+    assert 0 < refused.start_time < refused.end_time
+    assert "guess" not in str(refused.to_json())
+
+
+def test_a_body_that_is_too_large_is_one_as_well(http, memory, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_BODY_BYTES", 10)
+    assert http.post("/v1/score", json=BODY).status_code == 413
+    refused = spans_by_kind_and_name(memory, 1)[SpanKind.SERVER, "POST"]
+    assert refused.attributes["http.response.status_code"] == 413
 
 
 def test_questions_about_the_gateway_are_no_trace(http, memory):

@@ -393,6 +393,26 @@ async def test_so_does_an_async_one(mutual, pems):
             assert (await trainer.get_run()).run_id == "a-run"
 
 
+@pytest.mark.usefixtures("changes_are_seen_at_once")
+def test_a_pair_that_is_replaced_while_it_is_read_is_read_again(mutual, pems, monkeypatch):
+    """Or the certificate of before would go with the key of after, and no connection could be made."""
+    files, check, left = shown(pems, "torn", SPIFFE), client_tls.TlsFiles._check, [2]
+
+    def replaced_after(self):
+        check(self)
+        if left[0]:
+            left[0] -= 1
+            pems.write("torn", SPIFFE)
+
+    monkeypatch.setattr(client_tls.TlsFiles, "_check", replaced_after)
+    assert get_run_sync(mutual.address, **files) == "a-run"
+    assert left == [0]
+    left[0] = 1_000
+    with pytest.raises(InvalidArgument, match=r"changes while it is read"):
+        get_run_sync(mutual.address, **files)
+    assert left == [1_000 - client_tls.MOST_READS]
+
+
 def works(trainer):
     with contextlib.suppress(Unauthenticated, InvalidArgument):
         return trainer.get_run()

@@ -86,6 +86,21 @@ def test_without_a_reward_service_it_lives_and_is_not_ready(how):
     )
 
 
+def test_it_says_where_health_and_metrics_are():
+    process = start(
+        "--reward", "127.0.0.1:1", "--metrics-address", "127.0.0.1:0", "--health-address", "127.0.0.1:0"
+    )
+    try:
+        lines = dict(process.stdout.readline().strip().split(" on ") for _ in range(3))
+        assert lines.keys() == {"listening", "metrics", "health"}
+        assert "plaudit_build_info" in httpx.get(f"http://{lines['metrics']}/metrics").text
+        assert httpx.get(f"http://{lines['health']}/healthz").status_code == 200
+        assert httpx.get(f"http://{lines['health']}/metrics").status_code == 404
+        assert stop(process)[0] == 0
+    finally:
+        process.kill()
+
+
 def test_it_loads_no_model_code():
     look = "import sys, services.gateway.command, services.gateway.server; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout

@@ -111,11 +111,12 @@ def overrides(cache: Path) -> list[str]:
 
 @pytest.fixture
 def start(cache: Path, overrides: list[str], runs: Path) -> Iterator[Start]:
-    """Starts the quickstart; nothing outlives the test."""
+    """Starts the quickstart, by warm_start.py; nothing outlives the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "examples/film-reviews/quickstart.py", "--runs", str(runs), *overrides]
+        script = ("tests/e2e/warm_start.py", "examples/film-reviews/quickstart.py")
+        command = [sys.executable, *script, "--runs", str(runs), *overrides]
         environment = {**os.environ, "PLAUDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, env=environment, text=True,
@@ -179,7 +180,7 @@ def test_stopped_killed_and_gone_on_with_it_ends_and_serves(start: Start, runs: 
     killed = start()
     wait_for(lambda: any(folder.glob("checkpoints/*/")), killed)
     children = psutil.Process(killed.pid).children(recursive=True)
-    assert len(children) == 4  # three services and PPO
+    assert len(children) == 5  # three services, PPO, and warm_start's
     killed.kill()
     assert all_gone(children)
     trained = weights_in(folder / "stages")
@@ -211,7 +212,7 @@ def check_products(folder: Path) -> None:
 def check_kept(kept: subprocess.Popen[str], output: str) -> None:
     """The services are up and the printed lines work, until Ctrl-C."""
     children = psutil.Process(kept.pid).children(recursive=True)
-    assert len(children) == 3
+    assert len(children) == 4
     for line in output.splitlines()[-2:]:
         done = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

@@ -34,7 +34,8 @@ HEALTH_S = 1.0
 """What Kubernetes gives a probe unless told otherwise."""
 GOODPUT = 0.9
 WORDS = " a dull and lifeless story, what a wonderful performance, not worth seeing"
-NUMBERS = itertools.count()
+NUMBERS = itertools.count(100_000)
+"""In each item, so that none is like another; all of six digits, so that they are of equal length."""
 
 
 @dataclass(frozen=True)

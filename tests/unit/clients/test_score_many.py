@@ -23,11 +23,12 @@ from plaudit import (
     Overloaded,
     Reward,
     RewardClient,
+    Unauthenticated,
     Unavailable,
     Unreachable,
     Violation,
 )
-from plaudit.clients import flight
+from plaudit.clients import flight, token as client_token
 from plaudit.clients.streams import MESSAGE_BYTES, MESSAGE_ITEMS
 from plaudit.v1 import reward_pb2
 
@@ -404,6 +405,49 @@ def test_what_would_fail_again_is_raised_at_once(serve_streams, streams, score_m
     assert len(streams.heard) == 1
     assert caught.value.where.method == "ScoreStream"
     assert caught.value.where.target == server.address
+
+
+REVOKED = refuse_plainly(Code.UNAUTHENTICATED, "wrong, or revoked")
+
+
+@pytest.fixture
+def token_file(tmp_path, monkeypatch):
+    """Holds "old", and is looked at by every call."""
+    monkeypatch.setattr(client_token, "CHECK_S", 0.0)
+    file = tmp_path / "token"
+    file.write_text("old")
+    return file
+
+
+def test_a_stream_whose_token_was_rotated_goes_on_with_the_new_one(
+    serve_streams, streams, score_many, token_file
+):
+    shown = []
+
+    def revoked(_, context):
+        token_file.write_text("new")
+        REVOKED(None, context)
+
+    def remembering(behave):
+        def run(requests, context):
+            shown.append(dict(context.invocation_metadata())["authorization"])
+            return behave(requests, context)
+
+        return run
+
+    server = serve_streams(remembering(streams.answer_then(3, revoked)), remembering(streams.answer))
+    results = score_many(server.address, pairs(40), client={"token_file": token_file}, window=8)
+    assert list(results) == expected(40)
+    assert shown == ["Bearer old", "Bearer new"]
+
+
+def test_a_token_that_is_revoked_and_not_rotated_ends_it(serve_streams, streams, score_many, token_file):
+    server = serve_streams(streams.answer_then(3, REVOKED))
+    results = score_many(server.address, pairs(9), client={"token_file": token_file})
+    assert [next(results) for _ in range(3)] == expected(3)
+    with pytest.raises(Unauthenticated):
+        next(results)
+    assert len(streams.heard) == 1
 
 
 def test_nobody_there(score_many, unused_address):

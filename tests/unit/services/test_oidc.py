@@ -47,8 +47,9 @@ def issuer_of(keys):
 
 async def ask(issuer, token):
     """Whose it is, as a server asks."""
-    await issuer.learn(token)
-    return issuer.identity_of(token)
+    learned = await issuer.learn(token)
+    assert issuer.identity_of(token) == learned == await issuer.learn(token)
+    return learned
 
 
 @pytest.fixture
