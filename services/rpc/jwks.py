@@ -8,8 +8,10 @@ nothing passes.
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http.client import HTTPMessage
 from pathlib import Path
@@ -107,6 +109,7 @@ class FetchedKeys:
         self._fetched_at = self._asked_at = float("-inf")
         self._is_good: bool | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self._download: Future[KeySet] | None = None
 
     @property
     def are_current(self) -> bool:
@@ -135,7 +138,7 @@ class FetchedKeys:
     async def _fetch(self) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                self._keys = await asyncio.to_thread(_download, self._url)
+                self._keys = await asyncio.wrap_future(self._downloading())
         except Exception as error:  # whatever comes from there, the next fetch is made
             if self._is_good is not False:
                 reason = str(error) or f"no answer within {TIMEOUT_S:g} s"
@@ -147,6 +150,16 @@ class FetchedKeys:
                 log.info("--oidc-jwks %s: %d keys", self._url, len(self._keys))
             self._is_good = True
         self._on_read(self._is_good)
+
+    def _downloading(self) -> Future[KeySet]:
+        """In a thread of its own, one at a time: an issuer that sends byte by byte can hold it for days."""
+        if self._download is None or self._download.done():
+            self._download = Future()
+            self._download.set_running_or_notify_cancel()  # whoever waits for it in vain doesn't end it
+            threading.Thread(
+                target=_finish, args=(self._download, self._url), name="plaudit-jwks", daemon=True
+            ).start()
+        return self._download
 
 
 def parse_keys(content: bytes, source: str) -> KeySet:
@@ -188,6 +201,13 @@ class _NoRedirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         return None
+
+
+def _finish(download: Future[KeySet], url: str) -> None:
+    try:
+        download.set_result(_download(url))
+    except BaseException as error:
+        download.set_exception(error)
 
 
 def _download(url: str) -> KeySet:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import socket
+import threading
 import time
 
 import jwt
@@ -365,6 +366,28 @@ async def test_an_issuer_that_hangs_holds_nobody_for_long(place, fetched, monkey
     with pytest.raises(NotServing):
         await issuer_of(fetched).learn(EC.sign())
     assert heard == [False]
+
+
+async def test_an_issuer_that_sends_byte_by_byte_holds_one_thread(fetched, monkeypatch):
+    """It would hold one more for each try, until there were none for what else is done in threads."""
+    begun, go_on = [], threading.Event()
+
+    def slow(url):
+        begun.append(url)
+        assert go_on.wait(30)
+        return parse_keys(key_set(EC), url)
+
+    monkeypatch.setattr(jwks, "_download", slow)
+    monkeypatch.setattr(jwks, "LEAST_S", 0.0)
+    monkeypatch.setattr(jwks, "TIMEOUT_S", 0.01)
+    for _ in range(5):
+        await fetched.refresh()
+    assert not fetched.are_current
+    assert len(begun) <= 1
+    monkeypatch.setattr(jwks, "TIMEOUT_S", 20.0)
+    go_on.set()
+    await fetched.refresh()
+    assert fetched.are_current
 
 
 async def test_a_caller_who_hangs_up_does_not_end_the_fetch_of_the_others(place, fetched):
