@@ -50,12 +50,14 @@ class Line:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._places: OrderedDict[Hashable, float] = OrderedDict()
+        self._heard: dict[Hashable, float] = {}
+        """When each who has a place was last here."""
         self._end = clock()
 
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
         now = self._clock()
-        return self._end <= now or self._places.get(who, math.inf) <= now
+        return self._end <= now or self._place(who, now) <= now
 
     def stand(self, who: Hashable, first: float, lasts: float) -> float:
         """Seconds until `who` may come back; whoever has a place already keeps it.
@@ -64,14 +66,22 @@ class Line:
         what `who` has; both in seconds.
         """
         now = self._clock()
-        at = self._places.get(who)
-        if at is None:
+        at = self._place(who, now)
+        if at == math.inf:
+            self.leave(who)
             at = self._places[who] = min(max(self._end, now + first), now + LONGEST_S)
             self._end = at + lasts
             if len(self._places) > MOST_STANDING:
-                self._places.popitem(last=False)
+                self.leave(next(iter(self._places)))
+        self._heard[who] = now
         return min(max(LEAST_S, at - now if at > now else first), LONGEST_S)
 
     def leave(self, who: Hashable) -> None:
         """It has been let in."""
         self._places.pop(who, None)
+        self._heard.pop(who, None)
+
+    def _place(self, who: Hashable, now: float) -> float:
+        """When `who` may come; never without a place, which is lost by staying away for so long."""
+        at = self._places.get(who, math.inf)
+        return math.inf if now - max(at, self._heard.get(who, at)) > LONGEST_S else at

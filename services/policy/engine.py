@@ -225,7 +225,7 @@ class TorchEngine:
             return
         self._metrics.sequences.labels("dropped").inc(generation.left)
         generation.end(error)
-        self.queue.release(generation)
+        self.queue.release(generation, answered=False)
         self._changed.set()
 
     def _end_overdue(self) -> None:

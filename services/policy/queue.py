@@ -50,11 +50,11 @@ class RequestQueue(HasRoom):
         self._waiting = [waiting for waiting in self._waiting if waiting not in taken]
         return taken
 
-    def release(self, generation: Generation) -> None:
-        """The request has ended, wherever it was."""
+    def release(self, generation: Generation, answered: bool = True) -> None:
+        """The request has ended, wherever it was; not `answered`, it says nothing of how fast others are."""
         self._waiting = [waiting for waiting in self._waiting if waiting.generation is not generation]
         request = generation.request
-        self.room.release(request.sequences, request.tokens, request.size)
+        self.room.release(request.sequences, request.tokens, request.size, answered=answered)
 
     def _companions(self, first: Waiting, room: int) -> list[Waiting]:
         found = []

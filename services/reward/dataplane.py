@@ -118,10 +118,16 @@ class PlainModel(HasRoom):
             raise InvalidInput.at(
                 "items", f"hold {sum(lengths)} tokens, a call at most {self._limits.max_tokens}; split it"
             )
-        options.charge(sum(lengths))
         caller = Caller(options.caller, options.weight, options.deadline)
         keys = None if options.deterministic else [(one.ids, one.type_ids) for one in sequences]
-        return self.batcher.put(sequences, lengths, caller, keys, options.size)
+        futures = self.batcher.put(sequences, lengths, caller, keys, options.size)
+        try:
+            options.charge(sum(lengths))  # once there is room: nobody pays for being turned away
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
 
     async def _run_batch(self, batch: Sequence[Encoded], deadline: float | None) -> list[Outputs]:
         return await self._computing.run(self._engine.score, list(batch), deadline=deadline)

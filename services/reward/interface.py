@@ -32,7 +32,7 @@ class Options:
     size: int = 0
     """Bytes of the message that the items came in."""
     charge: Callable[[int], None] = lambda tokens: None
-    """Hears of the tokens before they are put in the queue; may raise QuotaExceeded."""
+    """Hears of the tokens once there is room for them; may raise QuotaExceeded: then none is computed."""
 
     @property
     def who(self) -> tuple[str, float]:

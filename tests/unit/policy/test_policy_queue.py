@@ -31,6 +31,14 @@ def test_counts_responses_and_tokens_until_they_are_released():
     assert (queue.waiting_items, queue.waiting_tokens) == (0, 0)
 
 
+def test_what_nobody_waits_for_any_more_says_nothing_of_how_fast_it_goes():
+    queue, (first, second) = queue_of(asked((1,)), asked((2,)))
+    queue.release(first, answered=False)
+    assert queue.room._drain._items == 0
+    queue.release(second)
+    assert queue.room._drain._items == 1
+
+
 def test_a_released_request_does_not_wait_any_more():
     queue, (first, second) = queue_of(asked((1,)), asked((2,)))
     queue.release(first)

@@ -90,6 +90,19 @@ def test_those_who_never_come_hold_up_nobody_for_long(clock):
     assert line.lets("new")
 
 
+def test_a_place_is_kept_by_asking_again_and_lost_by_staying_away(clock):
+    line = Line(clock)
+    line.stand("here", 1.0, 1.0)
+    line.stand("away", 1.0, 1.0)
+    for _ in range(3):
+        clock.now += 0.9 * LONGEST_S
+        line.stand("here", 1.0, 1.0)
+    line.stand("new", 2.0, 9.0)
+    assert line.lets("here")
+    assert not line.lets("away")
+    assert line.stand("away", 1.0, 1.0) == 11.0
+
+
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1e6), st.floats(0, 1e6)), max_size=60))
 def test_nobody_is_told_never_or_at_once(calls):
     line = Line(Clock())
@@ -101,4 +114,4 @@ def test_names_that_are_made_up_take_no_memory_without_end(clock):
     line = Line(clock)
     for number in range(MOST_STANDING + 100):
         line.stand(number, 1.0, 1.0)
-    assert len(line._places) == MOST_STANDING
+    assert len(line._places) == len(line._heard) == MOST_STANDING
