@@ -102,6 +102,8 @@ class TrainedModel:
             parameter.copy_(state["weights"][name])
         # Hyperparameters are the configuration's: a resumed run may have changed them on purpose.
         groups = self._adam.state_dict()["param_groups"]
+        for group, kept in zip(groups, state["optimiser"]["param_groups"], strict=True):
+            group["lr"] = kept["lr"]  # of the last step: the next one brings its own
         self._adam.load_state_dict({**state["optimiser"], "param_groups": groups})
 
 

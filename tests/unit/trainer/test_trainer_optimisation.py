@@ -122,6 +122,10 @@ def test_restored_states_step_alike(tiny_policy: Path):
     give_gradients(one)
     one.step(0.01, one.gradient_norm())
     other.load_state_dict(copy.deepcopy(one.state_dict()))
+    rates = [
+        [group["lr"] for group in each.state_dict()["optimiser"]["param_groups"]] for each in (one, other)
+    ]
+    assert rates[0] == rates[1] == [0.01, 0.01], "saved again before the next step, it is the same state"
     for trained in (one, other):
         give_gradients(trained, 0.5)
         trained.step(0.02, trained.gradient_norm())
