@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.errors import NotServing, Overloaded, PermissionDenied, Unauthenticated
 from services.gateway.metrics import HttpMetrics
+from services.gateway.middleware import peer_of
 from services.gateway.problems import ProblemError
 from services.gateway.upstream import on_behalf
 from services.rpc.access import Admission, Shown
@@ -108,7 +109,7 @@ class HealthAlone:
 
 
 def _shown(scope: Scope) -> Shown:
-    host, port = scope.get("client") or ("unknown", 0)
+    host, (_, port) = peer_of(scope), scope.get("client") or ("", 0)
     path = scope["raw_path"].decode("ascii", "replace")  # what is in it can't end a log line
     authorization = Headers(scope=scope).get("authorization")
     names = scope.get("state", {}).get(CERTIFICATE, ())

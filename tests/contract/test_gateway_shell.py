@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor as threads
 
 import httpx
 import pytest
+from free_ports import free_address
 from gateway_server import (
     client_of,
     fields,
@@ -108,6 +109,24 @@ def test_a_caller_that_grpc_cannot_carry_is_refused(http, caller):
     answer = http.post("/v1/score", json=BODY, headers={b"x-plaudit-caller": caller})
     assert answer.status_code == 400
     assert fields(answer) == ["x-plaudit-caller"]
+
+
+@pytest.mark.parametrize("host", ["é".encode("latin-1"), b"x" * 129, b"a, b"])
+def test_a_proxy_that_says_what_grpc_cannot_carry_harms_nobody(http, host):
+    assert http.post("/v1/score", json=BODY, headers={b"x-forwarded-for": host}).status_code == 200
+
+
+def test_the_longest_headers_that_are_taken_get_through_together(http):
+    headers = {
+        "authorization": "Bearer " + "x" * 6993,
+        "x-plaudit-caller": "y" * 128,
+        "x-request-id": "z" * 128,
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    for _ in range(20):  # beyond gRPC's soft limit only some would fail
+        assert http.post("/v1/score", json=BODY, headers=headers).status_code == 200
+    headers["authorization"] += "x"
+    assert fields(http.post("/v1/score", json=BODY, headers=headers)) == ["authorization"]
 
 
 def test_the_token_is_the_callers_and_never_the_gateways(tiny_reward, monkeypatch):
@@ -230,7 +249,7 @@ def test_of_two_services_one_is_enough(reward):
 
 
 def test_a_service_that_loads_is_alive_and_not_ready(tiny_reward):
-    address, loaded, done = f"127.0.0.1:{free_port()}", threading.Event(), threading.Event()
+    address, loaded, done = free_address(), threading.Event(), threading.Event()
 
     def slow_to_load():
         service = reward_service(options(tiny_reward))
@@ -260,11 +279,6 @@ def test_a_service_that_loads_is_alive_and_not_ready(tiny_reward):
             loaded.set()
             done.set()
         running.result()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def test_a_fault_of_the_service_is_an_id_and_no_stack(held):
