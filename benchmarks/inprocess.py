@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import sentence_transformers
 import torch
 import transformers
 from torch import nn
@@ -87,6 +86,8 @@ class CrossEncoder:
     note = "batch_size=32, the default; asked not to use the tokenizer's chat template nor a sigmoid"
 
     def __init__(self, model_id: str, dtype: str) -> None:
+        import sentence_transformers  # brings scikit-learn and SciPy, which take seconds
+
         self._encoder = sentence_transformers.CrossEncoder(
             model_id,
             device="cpu",

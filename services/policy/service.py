@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
+from lm.folders import check_folder
 from plaudit.v1 import policy_pb2_grpc, weights_pb2_grpc
 from services.batching import CallLimits
 from services.policy.dataplane import PolicyDataPlane
@@ -78,6 +79,7 @@ def _register(plane: PolicyDataPlane, readiness: Readiness) -> Callable[[aio.Ser
 
 
 def _load_model(options: ModelOptions) -> "ServedModel":
+    check_folder(options.model)  # its errors are told before torch is imported, which takes seconds
     from services.policy.model import load_model  # brings torch: after the port is bound
 
     return load_model(

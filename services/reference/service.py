@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lm.errors import InputError
+from lm.folders import check_folder
 from plaudit.v1 import reference_pb2_grpc
 from services.batching import CallLimits
 from services.reference.dataplane import ReferenceDataPlane
@@ -50,6 +51,7 @@ def reference_service(
 
 
 def _load_engine(options: ModelOptions) -> Engine:
+    check_folder(options.model)  # its errors are told before torch is imported, which takes seconds
     from services.reference.engine import ReferenceEngine  # brings torch: after the port is bound
 
     return ReferenceEngine(options.model, options.device, options.dtype, options.threads)

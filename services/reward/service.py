@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from grpc import aio
 
+from lm.folders import check_folder
 from plaudit.v1 import reward_pb2_grpc
 from services.batching import CallLimits
 from services.oip import open_inference_pb2_grpc
@@ -65,6 +66,7 @@ def _line(facts: ModelFacts) -> str:
 
 
 def _load_engine(spec: ModelSpec) -> Engine:
+    check_folder(spec.path)  # its errors are told before torch is imported, which takes seconds
     from services.reward.engine import RewardEngine  # brings torch: after the port is bound
 
     return RewardEngine(spec.path, spec.device, spec.dtype, spec.threads, spec.special_tokens_in_text)

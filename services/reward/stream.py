@@ -45,8 +45,8 @@ class ScoreStreamCall:
     ) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
         """The responses. Ends when all that was sent is answered; raises what is wrong with the stream.
 
-        Raises NotServing, once what was read is answered, when the server shuts down: the rest is for
-        another server.
+        Raises NotServing, once what is in the queue is answered, when the server shuts down: the rest, such
+        as what is just being tokenised, is for another server.
         """
         reading = asyncio.create_task(self._read(requests))
         closing = asyncio.create_task(self._closing.wait())

@@ -11,12 +11,12 @@ import importlib.util
 import json
 import pickle
 import re
-import socket
 from pathlib import Path
 
 import pytest
 import trainers_python
 from adapter_cases import rewards, serving
+from free_ports import free_address
 from gateway_server import gateway_in_background
 from trainers_python import needs_trainers
 from transformers import AutoTokenizer
@@ -192,12 +192,6 @@ def test_without_a_service_the_released_executor_has_no_rewards_rather_than_zero
     file = tmp_path / "reward.py"
     file.write_text(
         "from plaudit.adapters.openrlhf import PlauditReward\n"
-        f"reward_func = PlauditReward('127.0.0.1:{free_port()}', timeout=0.3, patience=0)\n"
+        f"reward_func = PlauditReward('{free_address()}', timeout=0.3, patience=0)\n"
     )
     assert trainers_python.run("openrlhf_rollout.py", file, tiny_policy, cases[0]) == [None] * 21
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from adapter_cases import rewards, serving
+from free_ports import free_address
 
 from plaudit import Chat, InvalidArgument, Unreachable
 from plaudit.adapters.trl import PlauditReward
@@ -130,17 +131,11 @@ def test_or_it_ends_the_training_with_the_reason(train, algorithm, address):
 
 
 @pytest.mark.slow
-def test_a_service_that_is_nowhere_ends_the_training_whatever_on_error_says(train, unused_port_address):
-    reward = PlauditReward(unused_port_address, on_error="none", timeout=0.3, patience=0)
-    with pytest.raises(Unreachable, match=unused_port_address):
+def test_a_service_that_is_nowhere_ends_the_training_whatever_on_error_says(train):
+    nowhere = free_address()
+    reward = PlauditReward(nowhere, on_error="none", timeout=0.3, patience=0)
+    with pytest.raises(Unreachable, match=nowhere):
         train("grpo", reward, TEXTS)
-
-
-@pytest.fixture
-def unused_port_address(tiny_reward):
-    with serving(tiny_reward) as address:
-        pass
-    return address
 
 
 @pytest.mark.slow

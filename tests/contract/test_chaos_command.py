@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -118,6 +117,11 @@ def test_a_schedule_of_lines_leaves_processes_alone():
     assert {scene.what for scene in scenes(3, ("a",), 3600, LINE_SCENES)} == set(LINE_SCENES)
 
 
+def test_a_line_may_say_where_it_listens():
+    assert chaos._line("reward=50052:host:1") == ("reward", ("host:1", 50052))
+    assert chaos._line("reward=host:1") == ("reward", ("host:1", 0)), "on a free port"
+
+
 @pytest.mark.parametrize("line", ["reward", "reward=nowhere", "reward=a:b:1", "=127.0.0.1:1"])
 def test_a_line_that_is_none_is_refused(line):
     with pytest.raises(SystemExit, match="is written NAME=HOST:PORT"):
@@ -165,17 +169,16 @@ def test_the_command_stands_before_a_real_service_until_sigterm(tiny_reward, tmp
     options = ModelOptions(str(tiny_reward), "cpu", "float32", 1)
     path = tmp_path / "faults.jsonl"
     path.write_text(json.dumps({**GOOD, "at": 0, "lasts": 0.2}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with serve_in_background(lambda: reward_service(options)) as server:
-        command = [sys.executable, chaos.__file__, "--line", f"reward={port}:{server.address}"]
+        command = [sys.executable, chaos.__file__, "--line", f"reward={server.address}"]
         process = subprocess.Popen(
             [*command, "--schedule", str(path), "--wait"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            assert process.stdout.readline() == f"reward listens on 127.0.0.1:{port}\n"
-            with RewardClient(f"127.0.0.1:{port}") as client:
+            line = process.stdout.readline().split()
+            assert line[:-1] == ["reward", "listens", "on"]
+            with RewardClient(line[-1]) as client:
                 assert len(client.score([("the film is", " good")])) == 1
             assert as_line(Scene(0.0, "reward", "delay", 0.2, Fault(delay=0.02))) in process.stderr.readline()
             process.send_signal(signal.SIGTERM)

@@ -1,11 +1,11 @@
 """The reward clients against the real service: all that a score, an order, a stream can be asked for."""
 
 import math
-import socket
 import threading
 
 import pytest
 import torch
+from free_ports import free_address
 from reward_server import options
 from transformers import AutoModelForSequenceClassification
 
@@ -213,9 +213,7 @@ def test_a_stream_outlives_its_server(connect, tiny_reward):
             lambda: reward_service(options(tiny_reward)), ServerOptions(address=address, grace_s=0.1)
         )
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     reward = connect(RewardClient, AsyncRewardClient, address)
     with serving(address):
         expected = reward.score(FILMS)

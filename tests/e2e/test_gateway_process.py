@@ -1,6 +1,7 @@
-"""The gateway as a process in front of a reward service as a process; what it loads, says and ends with."""
+"""The gateway as a process in front of a reward service; what it loads, says and ends with."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -11,9 +12,11 @@ import sys
 import httpx
 import pytest
 
-from services.local import LocalService, local_services
+from services.gateway.command import run_command
+from services.reward.service import reward_service
+from services.rpc.background import serve_in_background
+from services.rpc.command import ModelOptions
 
-THREADS = ("--threads", "1", "--dtype", "float32")
 BODY = {"items": [{"prompt": "the film is", "response": " good"}]}
 HEAVY = {"torch", "transformers", "tokenizers", "lm", "services.reward", "services.batching"}
 
@@ -44,11 +47,10 @@ def stop(process, how=signal.SIGTERM):
     return process.returncode, said
 
 
-@pytest.mark.slow
-def test_it_serves_says_where_and_ends_in_good_order(tiny_reward, tmp_path):
-    reward = LocalService("reward", str(tiny_reward), options=THREADS)
-    with local_services([reward], tmp_path) as running:
-        process = start("--reward", running["reward"].address, "--log-format", "json")
+def test_it_serves_says_where_and_ends_in_good_order(tiny_reward):
+    model = ModelOptions(str(tiny_reward), "cpu", "float32", 1)
+    with serve_in_background(lambda: reward_service(model)) as reward:
+        process = start("--reward", reward.address, "--log-format", "json")
         try:
             address = re.fullmatch(r"listening on (127\.0\.0\.1:\d+)\n", process.stdout.readline())[1]
             with httpx.Client(base_url=f"http://{address}", timeout=30) as http:
@@ -101,6 +103,13 @@ def test_it_says_where_health_and_metrics_are():
         process.kill()
 
 
+@pytest.fixture
+def keep_logging():
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = before
+
+
 def test_it_loads_no_model_code():
     look = "import sys, services.gateway.command, services.gateway.server; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
@@ -129,10 +138,18 @@ def test_help_loads_no_server():
         (("--reward", "a:1", "--grace", "soon"), "Invalid value for '--grace'"),
     ],
 )
-def test_options_that_cannot_work_are_one_line_and_64(options, words):
-    code, said = refused(*options)
+def test_options_that_cannot_work_are_one_line_and_64(options, words, keep_logging, capsys):
+    assert run_command(options) == 64
+    said = capsys.readouterr()
+    assert not said.out
+    assert words in said.err.splitlines()[-1]
+
+
+def test_the_process_ends_with_that_code():
+    code, said = refused("--reward", "here")
     assert code == 64
-    assert words in said.splitlines()[-1]
+    assert said.startswith("gateway: --reward: address: 'here' is not host:port")
+    assert len(said.splitlines()) == 1
 
 
 def test_a_port_that_is_taken_is_one_line_and_69():

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm.digests import WeightsDigest, effective_tensors
 from lm.loading import save_model
 from plaudit.clients import PolicyClient
-from services.local import LocalService, local_services
 from services.policy.service import policy_service
 from services.reference.service import reference_service
 from services.reward.service import reward_service
@@ -333,18 +332,20 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on_from_its_last_checkpoint(unint
 
 
 def test_a_reward_service_that_dies_ends_the_run_with_a_checkpoint_and_another_takes_over(
-    uninterrupted, ppo, tiny_reward, signal_at_2, tmp_path, capsys
+    uninterrupted, ppo, tiny_reward, signal_at_2, capsys
 ):
-    options = ("--dtype", "float32", "--device", "cpu", "--threads", "1")
-    with local_services([LocalService("reward", str(tiny_reward), options=options)], tmp_path) as processes:
-        reward = processes["reward"]
-        kill = signal_at_2("SIGKILL", to=reward.pid)
-        assert ppo(kill, name="bereft", reward=reward.address) == 75
+    with contextlib.ExitStack() as service:
+        at = service.enter_context(serving("reward", tiny_reward))
+        former = signal.signal(signal.SIGUSR1, lambda number, frame: service.close())
+        try:
+            assert ppo(signal_at_2("SIGUSR1"), name="bereft", reward=at) == 75
+        finally:
+            signal.signal(signal.SIGUSR1, former)
     error = capsys.readouterr().err
-    assert f"reward at {reward.address} (services.reward) has not answered since" in error
+    assert f"reward at {at} (services.reward) has not answered since" in error
     assert "step 2 is kept, go on with --resume" in error
     with serving("reward", tiny_reward) as address:
-        assert ppo(kill, "--resume", name="bereft", reward=address) == 0
+        assert ppo(signal_at_2("SIGUSR1"), "--resume", name="bereft", reward=address) == 0
     assert_same_run(uninterrupted, ppo.folder / "bereft")
 
 

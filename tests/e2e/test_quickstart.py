@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import assets
@@ -54,6 +54,8 @@ SUMMARY = {
     "kl_per_sequence", "eos_rate", "distinct_2",
 }  # fmt: skip
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "the", "."]
+
+WARM = ("tests/e2e/warm_start.py",)
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -111,13 +113,14 @@ def overrides(cache: Path) -> list[str]:
 
 @pytest.fixture
 def start(cache: Path, overrides: list[str], runs: Path) -> Iterator[Start]:
-    """Starts the quickstart, by warm_start.py; nothing outlives the test."""
+    """Starts the quickstart, if `by` warm_start.py with quicker processes; nothing outlives the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        script = ("tests/e2e/warm_start.py", "examples/film-reviews/quickstart.py")
-        command = [sys.executable, *script, "--runs", str(runs), *overrides]
-        environment = {**os.environ, "PLAUDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    def run(*arguments: str, by: Sequence[str] = ()) -> subprocess.Popen[str]:
+        script = "examples/film-reviews/quickstart.py"
+        command = [sys.executable, *by, script, "--runs", str(runs), *overrides]
+        own = {"PLAUDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | own  # the last is read when torch is imported
         process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
@@ -169,7 +172,7 @@ def weights_in(*folders: Path) -> dict[Path, int]:
 @pytest.mark.timeout(700)
 def test_stopped_killed_and_gone_on_with_it_ends_and_serves(start: Start, runs: Path):
     folder = runs / "quickstart"
-    stopped = start()
+    stopped = start(by=WARM)
     wait_for(lambda: any(folder.glob("stages/sft/checkpoints/*/")), stopped)
     stopped.terminate()
     output, _ = stopped.communicate(timeout=90)
@@ -177,7 +180,7 @@ def test_stopped_killed_and_gone_on_with_it_ends_and_serves(start: Start, runs: 
     assert "go on with --resume" in output
     assert not (folder / "sft").exists()
 
-    killed = start()
+    killed = start(by=WARM)
     wait_for(lambda: any(folder.glob("checkpoints/*/")), killed)
     children = psutil.Process(killed.pid).children(recursive=True)
     assert len(children) == 5  # three services, PPO, and warm_start's
@@ -186,7 +189,7 @@ def test_stopped_killed_and_gone_on_with_it_ends_and_serves(start: Start, runs: 
     trained = weights_in(folder / "stages")
     assert len(trained) > 1
 
-    kept = start("--keep")
+    kept = start("--keep", by=WARM)
     output = read_until(kept, "plaudit score")
     assert "sft has finished already" in output
     assert "judge: PPO wins over SFT" in output

@@ -8,13 +8,13 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(bash|python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,9 +36,7 @@ class Reader:
 
     def free_port(self, port: str) -> str:
         if port not in self.ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.ports[port] = str(probe.getsockname()[1])
+            self.ports[port] = str(free_port())
         return self.ports[port]
 
     def type_in(self, line: str) -> str:

@@ -121,13 +121,13 @@ def test_help_and_configuration_come_without_torch_in_under_a_second(files: Path
 
 
 @pytest.mark.slow
-def test_sft_then_reward_model(files: Path, start: Start, monkeypatch: pytest.MonkeyPatch):
+def test_sft_then_reward_model(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(files)
     assert main(["sft", "sft.toml"]) == 0
-    process = start("reward-model", "rm.toml")
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "Share of pairs ranked as people did" in out
+    assert main(["reward-model", "rm.toml"]) == 0
+    assert "Share of pairs ranked as people did" in capsys.readouterr().out
     assert AutoModelForCausalLM.from_pretrained(files / "runs/sft/policy").config.num_hidden_layers == 2
     reward = AutoModelForSequenceClassification.from_pretrained(files / "runs/rm/reward")
     assert reward.config.num_hidden_layers == 1
@@ -154,11 +154,8 @@ def test_stopped_killed_and_gone_on_with_ends_where_an_undisturbed_run_ends(
     process.kill()
     process.communicate()
 
-    process = start("sft", "sft.toml", "--resume")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-
     monkeypatch.chdir(files)
+    assert main(["sft", "sft.toml", "--resume"]) == 0
     assert main(["sft", "sft.toml", "--set", "run.name=undisturbed"]) == 0
     expected, found = weights(files, "undisturbed"), weights(files, "sft")
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -1,8 +1,7 @@
 """The command in this process, and what it is asked about."""
 
-import socket
-
 import pytest
+from free_ports import free_address
 from toy_reward import ToyReward, serving
 
 from plaudit.cli import main
@@ -33,9 +32,7 @@ def toy():
 @pytest.fixture
 def unused_address():
     """An address where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_address()
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Scripted servers and either kind of client to call them with."""
 
 import contextlib
-import socket
 
 import pytest
+from free_ports import free_address
 from scripted_servers import REWARD, Script, call_async, call_sync
 from scripted_streams import Streams, score_many_async, score_many_sync
 
@@ -62,6 +62,4 @@ def score_many(request):
 @pytest.fixture
 def unused_address():
     """An address where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_address()

@@ -33,6 +33,8 @@ BASES = {  # combinations, each of a base and components; what excludes each oth
     "production+gpu": ("overlays/production", ("gpu", "vllm-policy", "oci-models")),
 }
 SCENES = tuple(BASES)
+SHARED = "PLAUDIT_KUSTOMIZED"
+"""Names the folder in which the processes of one test run keep what kustomize made; conftest.py sets it."""
 
 
 def objects(scene):
@@ -43,8 +45,19 @@ def objects(scene):
 @cache
 def rendered(base, components):
     """The objects of a base with components."""
+    if SHARED not in os.environ:
+        return load(_render(base, components))
+    kept = Path(os.environ[SHARED]) / "+".join((base.replace("/", "-"), *components))
+    if not kept.exists():
+        whole = kept.with_name(f"{os.getpid()}")
+        whole.write_text(_render(base, components), encoding="utf-8")
+        whole.rename(kept)
+    return load(kept.read_text(encoding="utf-8"))
+
+
+def _render(base, components):
     if not components:
-        return kustomize(K8S / base)
+        return run("kubectl", "kustomize", K8S / base)
     with tempfile.TemporaryDirectory() as folder:
         here = os.path.relpath(K8S, Path(folder).resolve())
         content = {
@@ -52,7 +65,7 @@ def rendered(base, components):
             "components": [f"{here}/components/{name}" for name in components],
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(content))
-        return kustomize(folder)
+        return run("kubectl", "kustomize", folder)
 
 
 def kustomize(folder):

@@ -1,7 +1,9 @@
 """The roles in one process, each from a tiny model: what services do, without the network between."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,17 @@ PROMPTS = (
 
 def place(dtype: torch.dtype) -> Placement:
     return Placement(torch.device("cpu"), dtype, 1, "for a test")
+
+
+@cache
+def loaded_once(load: Callable[..., Any], folder: Path, dtype: torch.dtype) -> Any:
+    return load(str(folder), place(dtype))
+
+
+def loaded_anew(load: Callable[..., Any], folder: Path, dtype: torch.dtype) -> Any:
+    """What `load` gives, with a model of its own: a copy, since loading takes much longer."""
+    loaded = loaded_once(load, folder, dtype)
+    return replace(loaded, model=deepcopy(loaded.model))
 
 
 @dataclass
@@ -145,12 +158,12 @@ def make_world(tiny_policy: Path, tiny_reward: Path) -> MakeWorld:
         base = {"batch_size": 8, "num_mini_batches": 2, "learning_rate": 1e-3, "warmup_iterations": 0}
         config = PPOSection(**(base | settings))
         critic_config = CriticSection(path=str(tiny_reward), **({"learning_rate": 1e-3} | (critic or {})))
-        loaded = load_causal_lm(str(tiny_policy), place(dtype))
+        loaded = loaded_anew(load_causal_lm, tiny_policy, dtype)
         prompts = [
             Prompt(i, tuple(loaded.tokenizer(text)["input_ids"]), text) for i, text in enumerate(PROMPTS)
         ]
-        generator = load_causal_lm(str(tiny_policy), place(dtype))
-        reference = load_causal_lm(str(tiny_policy), place(dtype))
+        generator = loaded_anew(load_causal_lm, tiny_policy, dtype)
+        reference = loaded_anew(load_causal_lm, tiny_policy, dtype)
         target = loaded.tokenizer("e")["input_ids"][0]
         roles = Roles(
             LocalPolicy(generator, length, temperature),
@@ -168,7 +181,7 @@ def make_world(tiny_policy: Path, tiny_reward: Path) -> MakeWorld:
             pretraining=PretrainingMix(documents, config.ptx_length, seed=4) if documents else None,
         )
         value = ValueCritic(
-            load_reward_model(str(tiny_reward), place(dtype)), critic_config, place(dtype), config.gamma
+            loaded_anew(load_reward_model, tiny_reward, dtype), critic_config, place(dtype), config.gamma
         )
         kl = make_controller(config.kl_coef, config.adap_kl_ctrl, config.target, config.horizon)
         return World(config, prompts, roles, learner, value, kl)
