@@ -180,7 +180,7 @@ class RewardClient(Client):
 
     def get_model(self, name: str = "", *, timeout: float | None = None) -> RewardInfo:
         """What is loaded under `name`, or as the default; on one replica where there are several."""
-        request = GetModelRequest(name=name)
+        request = to_proto.get_model_request(name)
         return from_proto.reward_info(self._call(GET_MODEL, request, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ListedModel, ...]:
@@ -283,7 +283,7 @@ class AsyncRewardClient(AsyncClient):
 
     async def get_model(self, name: str = "", *, timeout: float | None = None) -> RewardInfo:
         """As RewardClient.get_model."""
-        return from_proto.reward_info(await self._call(GET_MODEL, GetModelRequest(name=name), timeout))
+        return from_proto.reward_info(await self._call(GET_MODEL, to_proto.get_model_request(name), timeout))
 
     async def list_models(self, *, timeout: float | None = None) -> tuple[ListedModel, ...]:
         """As RewardClient.list_models."""

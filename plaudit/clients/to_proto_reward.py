@@ -44,9 +44,8 @@ def score_request(
     options: reward_pb2.ScoreOptions,
 ) -> reward_pb2.ScoreRequest:
     """A tuple of two str is a pair; anything else that isn't a Chat is taken for ids."""
-    request = reward_pb2.ScoreRequest(
-        all_or_nothing=all_or_nothing, tokenizer_sha256=tokenizer_sha256, options=options
-    )
+    request = reward_pb2.ScoreRequest(options=options)
+    set_fields(request, "", all_or_nothing=all_or_nothing, tokenizer_sha256=tokenizer_sha256)
     refuse_str("items", items)
     for index, item in enumerate(items):
         _fill_item(request.items.add(), f"items[{index}]", item)
@@ -57,7 +56,9 @@ def score_stream_request(
     tokenizer_sha256: str, options: reward_pb2.ScoreOptions
 ) -> reward_pb2.ScoreStreamRequest:
     """What counts for all items of a stream."""
-    return reward_pb2.ScoreStreamRequest(tokenizer_sha256=tokenizer_sha256, options=options)
+    request = reward_pb2.ScoreStreamRequest(options=options)
+    set_fields(request, "", tokenizer_sha256=tokenizer_sha256)
+    return request
 
 
 def stream_item(item_id: str, item: data.Scorable) -> reward_pb2.StreamItem:
@@ -75,7 +76,8 @@ def rank_request(
     options: reward_pb2.ScoreOptions,
 ) -> reward_pb2.RankRequest:
     """`top_n` None for all."""
-    request = reward_pb2.RankRequest(all_or_nothing=all_or_nothing, options=options)
+    request = reward_pb2.RankRequest(options=options)
+    set_fields(request, "", all_or_nothing=all_or_nothing)
     _fill_prompt(request, prompt)
     refuse_str("candidates", candidates)
     extend(request.candidates, "candidates", candidates)
@@ -95,6 +97,13 @@ def compare_request(
     _fill_prompt(request, prompt)
     set_fields(request, "", first=first, second=second)
     set_given(request, "", temperature=temperature)
+    return request
+
+
+def get_model_request(name: str) -> reward_pb2.GetModelRequest:
+    """`name` "" for the first model of the server."""
+    request = reward_pb2.GetModelRequest()
+    set_fields(request, "", name=name)
     return request
 
 

@@ -96,6 +96,8 @@ HOSTILE_TEXTS = {
     "UTF-16": '{"items": []}'.encode("utf-16"),
     "lone surrogate": b'{"items": [{"prompt": "\\ud800", "response": "a"}]}',
     "surrogate as a key": b'{"items": [{"\\udc00": 1, "prompt": "a", "response": "a"}], "\\ud800": 1}',
+    "surrogate as a digest": b'{"items": [{"token_ids": [5]}], "tokenizer_sha256": "\\ud800"}',
+    "surrogate as a model": b'{"items": [{"token_ids": [5]}], "model": "\\ud800"}',
     "key twice": b'{"items": [], "items": [{"prompt": "a", "response": "b"}]}',
     "NUL": b"\x00",
     "nothing": b"",

@@ -85,16 +85,21 @@ class Streams:
         self.over.wait(30)
         return iter(())
 
-    def answer_then(self, count, end):
-        """A behaviour: answers `count` items, one by one, then ends by `end`, or in good order."""
+    def answer_then(self, count, end, heard=0):
+        """A behaviour: answers `count` items, one by one, then ends by `end`, or in good order.
+
+        It waits for `heard` items in all: by more than its window a client shows that it has read results,
+        which gRPC may drop when an error comes behind them.
+        """
 
         def behave(requests, context):
-            left = count
+            left, missing = count, heard
             for request in self.listen(requests, context):
+                missing -= len(request.items)
                 for one in request.items[:left]:
                     yield scored([one])
                 left -= min(left, len(request.items))
-                if not left:
+                if not left and missing <= 0:
                     break
             if end:
                 end(None, context)

@@ -121,6 +121,18 @@ def test_one_in_the_place_of_a_list():
     assert refused(to_proto.rank_request, "p", "text", None, False, NO_OPTIONS)[0] == "candidates"
 
 
+def test_names_and_digests_that_cannot_be_sent_are_refused_by_name():
+    options = to_proto.score_options()
+    for make, field in (
+        (lambda: to_proto.score_request([], False, "\ud800", options), "tokenizer_sha256"),
+        (lambda: to_proto.score_stream_request("\ud800", options), "tokenizer_sha256"),
+        (lambda: to_proto.rank_request("p", ["r"], None, "yes", options), "all_or_nothing"),
+        (lambda: to_proto.get_model_request("\ud800"), "name"),
+        (lambda: to_proto.score_options(model="\ud800"), "options.model"),
+    ):
+        assert refused(make)[0] == field
+
+
 def test_a_message_of_an_error_is_short_however_long_the_value():
     _, description = refused(score_request, [("p", "x" * 10_000 + "\ud800")])
     assert len(description) < 300

@@ -322,7 +322,9 @@ def test_items_that_are_no_iterable(serve_streams, streams):
 def test_a_broken_stream_is_opened_again_for_what_has_no_result(
     serve_streams, streams, score_many, quick_pauses, end
 ):
-    server = serve_streams(streams.answer_then(10, end), streams.answer_then(7, end), streams.answer)
+    server = serve_streams(
+        streams.answer_then(10, end, heard=30), streams.answer_then(7, end, heard=27), streams.answer
+    )
     assert list(score_many(server.address, pairs(100), window=20)) == expected(100)
     assert len(streams.heard) == 3
     assert streams.numbers(1)[0] == 10, "what has a result isn't sent again"
@@ -442,8 +444,8 @@ def test_a_stream_whose_token_was_rotated_goes_on_with_the_new_one(
 
 
 def test_a_token_that_is_revoked_and_not_rotated_ends_it(serve_streams, streams, score_many, token_file):
-    server = serve_streams(streams.answer_then(3, REVOKED))
-    results = score_many(server.address, pairs(9), client={"token_file": token_file})
+    server = serve_streams(streams.answer_then(3, REVOKED, heard=8))
+    results = score_many(server.address, pairs(9), client={"token_file": token_file}, window=5)
     assert [next(results) for _ in range(3)] == expected(3)
     with pytest.raises(Unauthenticated):
         next(results)
