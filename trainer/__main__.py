@@ -87,6 +87,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         help="The three stages of InstructGPT, and the comparison of two policies.",
     )
