@@ -265,6 +265,7 @@ async def serve(service: Service, options: ServerOptions) -> int:
 def _report_load(service: Service, loaded: asyncio.Task[str]) -> int:
     error = loaded.exception()
     if error is None:
+        gc.set_threshold(10_000, 10, 10)  # an import wants more; by that streams would leave 150 MiB to wait
         gc.freeze()  # what is loaded stays; to look through it for garbage would stop all calls for 0.3 s
         print(loaded.result(), flush=True)
         return EXIT_DRAINED
