@@ -46,9 +46,9 @@ run: $(VENV)/examples.done
 bench: $(VENV)/bench.done
 	$(BIN)/python -m benchmarks.scorer --write docs/benchmarks.md $(ARGS)
 
-# In order of the files, so that those which start processes, contract and e2e, don't come last and alone. Two
-# workers more than processors: tests wait for servers, deadlines and processes a fifth of their time.
-PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 2) --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+# In order of the files, so that those which start processes, contract and e2e, don't come last and alone. One
+# worker more than processors: tests wait for servers, deadlines and processes a fifth of their time.
+PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/dev.done
 	$(PYTEST)
