@@ -4,6 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 Clock = Callable[[], float]
 
@@ -44,20 +45,29 @@ class Drain:
         self._seconds = self._seconds * kept + passed
 
 
+@dataclass(slots=True)
+class _Place:
+    """Of one who was turned away."""
+
+    at: float
+    """When it may come."""
+    heard: float
+    """When it was last here."""
+
+
 class Line:
     """Who may come back when, in the order in which they were turned away. It keeps room for nobody."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._places: OrderedDict[Hashable, float] = OrderedDict()
-        self._heard: dict[Hashable, float] = {}
-        """When each who has a place was last here."""
+        self._places: OrderedDict[Hashable, _Place] = OrderedDict()
         self._end = clock()
 
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
         now = self._clock()
-        return self._end <= now or self._place(who, now) <= now
+        place = self._place(who, now)
+        return self._end <= now or (place is not None and place.at <= now)
 
     def stand(self, who: Hashable, first: float, lasts: float) -> float:
         """Seconds until `who` may come back; whoever has a place already keeps it.
@@ -66,22 +76,21 @@ class Line:
         what `who` has; both in seconds.
         """
         now = self._clock()
-        at = self._place(who, now)
-        if at == math.inf:
+        place = self._place(who, now)
+        if place is None:
             self.leave(who)
-            at = self._places[who] = min(max(self._end, now + first), now + LONGEST_S)
-            self._end = at + lasts
+            place = self._places[who] = _Place(min(max(self._end, now + first), now + LONGEST_S), now)
+            self._end = place.at + lasts
             if len(self._places) > MOST_STANDING:
-                self.leave(next(iter(self._places)))
-        self._heard[who] = now
-        return min(max(LEAST_S, at - now if at > now else first), LONGEST_S)
+                self._places.popitem(last=False)
+        place.heard = now
+        return min(max(LEAST_S, place.at - now if place.at > now else first), LONGEST_S)
 
     def leave(self, who: Hashable) -> None:
         """It has been let in."""
         self._places.pop(who, None)
-        self._heard.pop(who, None)
 
-    def _place(self, who: Hashable, now: float) -> float:
-        """When `who` may come; never without a place, which is lost by staying away for so long."""
-        at = self._places.get(who, math.inf)
-        return math.inf if now - max(at, self._heard.get(who, at)) > LONGEST_S else at
+    def _place(self, who: Hashable, now: float) -> _Place | None:
+        """Its place, which is lost by staying away for so long."""
+        place = self._places.get(who)
+        return None if place is None or now - max(place.at, place.heard) > LONGEST_S else place

@@ -274,6 +274,16 @@ def test_two_steps_sigterm_and_two_resumed_steps_are_four_bit_for_bit(
     assert_same_run(uninterrupted, ppo.folder / "parts")
 
 
+@contextlib.contextmanager
+def on_usr1(act):
+    """Calls `act` when the judge sends SIGUSR1."""
+    former = signal.signal(signal.SIGUSR1, lambda number, frame: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
 def slice_at(address):
     """The EndpointSlice of one pod."""
     host, port = address.split(":")
@@ -297,16 +307,13 @@ def test_a_policy_pod_that_is_replaced_in_mid_run_costs_nothing(
     with serving("policy", tiny_policy) as second, contextlib.ExitStack() as first:
         cluster.put("endpointslices", slice_at(first.enter_context(serving("policy", tiny_policy))))
 
-        def replace(number, frame):
+        def replace():
             first.close()
             cluster.put("endpointslices", slice_at(second))
 
-        former = signal.signal(signal.SIGUSR1, replace)
-        try:
+        with on_usr1(replace):
             settings = (signal_at_2("SIGUSR1"), "services.patience=60.0")
             assert ppo(*settings, name="moved", policy="kubernetes:///plaudit-policy:grpc") == 0
-        finally:
-            signal.signal(signal.SIGUSR1, former)
         with PolicyClient(second) as client:
             assert client.get_policy().model.step == 4
     assert_same_run(uninterrupted, ppo.folder / "moved")
@@ -336,11 +343,8 @@ def test_a_reward_service_that_dies_ends_the_run_with_a_checkpoint_and_another_t
 ):
     with contextlib.ExitStack() as service:
         at = service.enter_context(serving("reward", tiny_reward))
-        former = signal.signal(signal.SIGUSR1, lambda number, frame: service.close())
-        try:
+        with on_usr1(service.close):
             assert ppo(signal_at_2("SIGUSR1"), name="bereft", reward=at) == 75
-        finally:
-            signal.signal(signal.SIGUSR1, former)
     error = capsys.readouterr().err
     assert f"reward at {at} (services.reward) has not answered since" in error
     assert "step 2 is kept, go on with --resume" in error

@@ -57,7 +57,7 @@ def rendered(base, components):
 
 def _render(base, components):
     if not components:
-        return run("kubectl", "kustomize", K8S / base)
+        return _kustomized(K8S / base)
     with tempfile.TemporaryDirectory() as folder:
         here = os.path.relpath(K8S, Path(folder).resolve())
         content = {
@@ -65,12 +65,16 @@ def _render(base, components):
             "components": [f"{here}/components/{name}" for name in components],
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(content))
-        return run("kubectl", "kustomize", folder)
+        return _kustomized(folder)
 
 
 def kustomize(folder):
     """The objects of a kustomization."""
-    return load(run("kubectl", "kustomize", folder))
+    return load(_kustomized(folder))
+
+
+def _kustomized(folder):
+    return run("kubectl", "kustomize", folder)
 
 
 def load(text):

@@ -114,4 +114,4 @@ def test_names_that_are_made_up_take_no_memory_without_end(clock):
     line = Line(clock)
     for number in range(MOST_STANDING + 100):
         line.stand(number, 1.0, 1.0)
-    assert len(line._places) == len(line._heard) == MOST_STANDING
+    assert len(line._places) == MOST_STANDING

@@ -1,15 +1,14 @@
 """What a call pays for: the tokens that are computed for it, and nothing that is turned away."""
 
 import asyncio
-import threading
 
 import pytest
+from gateway_server import Held
 
 from services.batching import WAITING_CALLS, CallLimits
 from services.errors import Overloaded, QuotaExceeded
 from services.reward.config import ModelSpec
 from services.reward.dataplane import PlainModel
-from services.reward.engine import RewardEngine
 from services.reward.interface import Options
 from services.reward.items import Ids
 
@@ -18,24 +17,14 @@ ONE = [Ids([5] * MOST)]
 """As many tokens as a call may have."""
 
 
-class Gated(RewardEngine):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.may_score = threading.Event()
-
-    def score(self, batch):
-        assert self.may_score.wait(60)
-        return super().score(batch)
-
-
 @pytest.fixture
 async def held(tiny_reward):
     """(engine, model) whose queue holds four calls, and computes when it is let."""
-    engine = Gated(str(tiny_reward), "cpu", "float32", 1)
+    engine = Held(tiny_reward)
     model = PlainModel(ModelSpec("reward", str(tiny_reward)), lambda: engine, CallLimits(max_tokens=MOST))
     await model.load()
     yield engine, model
-    engine.may_score.set()
+    engine.go_on.set()
     await model.close()
 
 
@@ -52,7 +41,7 @@ async def test_who_is_turned_away_is_not_charged(held):
             await begun(model, paid.append)
     assert set(paid) == {MOST}
     assert model.waiting_tokens == sum(paid)
-    engine.may_score.set()
+    engine.go_on.set()
     await asyncio.wait_for(asyncio.gather(*(one.future for one in pending)), 60)
 
 
@@ -66,6 +55,6 @@ async def test_what_cannot_be_paid_for_is_not_computed(held):
         await begun(model, refuse)
     await asyncio.sleep(0)
     assert (model.waiting_items, model.waiting_tokens) == (0, 0)
-    engine.may_score.set()
+    engine.go_on.set()
     (one,) = await begun(model, lambda tokens: None)
     await asyncio.wait_for(one.future, 60)
