@@ -83,6 +83,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return import_module("plaudit.clients").__all__
     clients = import_module("plaudit.clients")
     if name not in clients.__all__:
         raise AttributeError(f"module 'plaudit' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.clients import data, data_reward
 from plaudit.clients.errors import ItemFailure, Violation
+from plaudit.clients.unsendable import Unsendable
 from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, types_pb2, weights_pb2
 
 if TYPE_CHECKING:
@@ -135,10 +136,10 @@ def reference_info(response: reference_pb2.GetReferenceResponse) -> data.Referen
     )
 
 
-def scores(response: reward_pb2.ScoreResponse) -> data_reward.Scores:
+def scores(response: reward_pb2.ScoreResponse, unsendable: Unsendable) -> data_reward.Scores:
     """One result per item."""
     return data_reward.Scores(
-        tuple(score_result(result) for result in response.results),
+        unsendable.put_into(tuple(score_result(result) for result in response.results)),
         model_version(response.model),
         _timing(response.timing),
     )

@@ -62,7 +62,7 @@ class RewardClient(Client):
 
     def score(
         self,
-        items: Sequence[Scorable],
+        items: Sequence[Scorable | ItemFailure],
         *,
         all_or_nothing: bool = False,
         tokenizer_sha256: str = "",
@@ -71,8 +71,9 @@ class RewardClient(Client):
     ) -> Scores:
         """One Reward or ItemFailure per item: (prompt, response), a Chat, or the ids of both.
 
-        A bad item has a failure of its own and its neighbours their rewards; with `all_or_nothing` the
-        call raises instead, naming every bad item. Ids need `tokenizer_sha256`, that of the tokenizer
+        A bad item has a failure of its own and its neighbours their rewards, also one that can't even be
+        sent; an ItemFailure among the items is given back in its place. With `all_or_nothing` the call
+        raises instead, naming every bad item. Ids need `tokenizer_sha256`, that of the tokenizer
         that made them; FailedPrecondition if it isn't the model's. `options` are those of ScoreOptions;
         NotFound for a `model` that the server doesn't have. Raises a PlauditError.
 
@@ -84,8 +85,9 @@ class RewardClient(Client):
         INVALID_ARGUMENT
         """
         chosen = to_proto.score_options(**options)
-        request = to_proto.score_request(items, all_or_nothing, tokenizer_sha256, chosen)
-        return from_proto.scores(self._call(SCORE, request, timeout))
+        request, unsendable = to_proto.score_request(items, all_or_nothing, tokenizer_sha256, chosen)
+        with unsendable.named():
+            return from_proto.scores(self._call(SCORE, request, timeout), unsendable)
 
     def score_many(
         self,
@@ -108,7 +110,8 @@ class RewardClient(Client):
         A stream that breaks, or a service that is full, is borne for `timeout` seconds without any
         result: what has no result is sent again, to the next address if there are several, a bounded
         number of times in a row. Then, or for what another try can't mend, a PlauditError is raised; of
-        a service that goes silent DeadlineExceeded. What `items` raise comes out after the results of
+        a service that goes silent DeadlineExceeded, of one that goes on with other weights
+        FailedPrecondition. What `items` raise comes out after the results of
         the items before. Closing the generator ends the stream.
 
         >>> from plaudit import Reward, RewardClient
@@ -214,7 +217,7 @@ class AsyncRewardClient(AsyncClient):
 
     async def score(
         self,
-        items: Sequence[Scorable],
+        items: Sequence[Scorable | ItemFailure],
         *,
         all_or_nothing: bool = False,
         tokenizer_sha256: str = "",
@@ -223,8 +226,9 @@ class AsyncRewardClient(AsyncClient):
     ) -> Scores:
         """As RewardClient.score."""
         chosen = to_proto.score_options(**options)
-        request = to_proto.score_request(items, all_or_nothing, tokenizer_sha256, chosen)
-        return from_proto.scores(await self._call(SCORE, request, timeout))
+        request, unsendable = to_proto.score_request(items, all_or_nothing, tokenizer_sha256, chosen)
+        with unsendable.named():
+            return from_proto.scores(await self._call(SCORE, request, timeout), unsendable)
 
     def score_many(
         self,

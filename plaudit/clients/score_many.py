@@ -14,10 +14,18 @@ from queue import Empty, SimpleQueue
 import grpc
 
 from plaudit.clients.data import Scorable
-from plaudit.clients.errors import DeadlineExceeded, PlauditError, Unauthenticated, Unavailable, from_rpc
+from plaudit.clients.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    PlauditError,
+    Unauthenticated,
+    Unavailable,
+    from_rpc,
+)
 from plaudit.clients.flight import Endurance, Flight, Result
 from plaudit.clients.streams import Event, OpenStream, ScoreStream
 from plaudit.v1.reward_pb2 import ScoreStreamRequest, ScoreStreamResponse
+from plaudit.v1.types_pb2 import ModelVersion
 
 END_SECONDS = 1.0
 """How long a stream whose results are all there has to end."""
@@ -39,6 +47,7 @@ class _Scoring:
         self._flight = Flight(window)
         self._endurance = Endurance(timeout)
         self._stream: ScoreStream | None = None
+        self._digests: tuple[str, str] | None = None
         self._is_more = True
         self._stopped_by: Exception | None = None
 
@@ -64,6 +73,7 @@ class _Scoring:
     def _handle(self, stream: ScoreStream, event: Event) -> float:
         """Seconds to pause before another stream, if it broke. Raises what ends it all."""
         if isinstance(event, ScoreStreamResponse):
+            self._refuse_another_model(stream, event.model)
             self._flight.answer(event.results)
             self._endurance.renew()
             stream.opened.note(None)
@@ -80,6 +90,17 @@ class _Scoring:
             raise failure from event
         self._endurance.spent += pause
         return pause
+
+    def _refuse_another_model(self, stream: ScoreStream, model: ModelVersion) -> None:
+        """A stream that broke may go on at a service with other weights, whose rewards compare with none."""
+        digests = (model.weights_sha256, model.tokenizer_sha256)
+        self._digests = self._digests or digests
+        if digests != self._digests:
+            text = (
+                f"the weights are now {digests[0][:12]} of {model.model_id!r}, those of the results before "
+                f"were {self._digests[0][:12]}; score all items again, or give the addresses of one model"
+            )
+            raise FailedPrecondition(text, stream.opened.where)
 
     def _failure(self, stream: ScoreStream, ended_by: grpc.RpcError | None) -> PlauditError:
         opened = stream.opened

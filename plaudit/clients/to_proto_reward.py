@@ -5,9 +5,10 @@ from typing import cast
 
 from plaudit.clients import data
 from plaudit.clients.data_reward import Priority, Truncation
-from plaudit.clients.errors import InvalidArgument
+from plaudit.clients.errors import Details, InvalidArgument, ItemFailure
 from plaudit.clients.fields import enum_number, extend, fill_chat, refuse_str, set_fields, set_given
 from plaudit.clients.from_proto import PRIORITIES, TRUNCATIONS
+from plaudit.clients.unsendable import Unsendable
 from plaudit.v1 import reward_pb2
 
 
@@ -38,18 +39,27 @@ def score_options(
 
 
 def score_request(
-    items: Sequence[data.Scorable],
+    items: Sequence[data.Scorable | ItemFailure],
     all_or_nothing: bool,
     tokenizer_sha256: str,
     options: reward_pb2.ScoreOptions,
-) -> reward_pb2.ScoreRequest:
-    """A tuple of two str is a pair; anything else that isn't a Chat is taken for ids."""
+) -> tuple[reward_pb2.ScoreRequest, Unsendable]:
+    """A tuple of two str is a pair; anything else that isn't a Chat is taken for ids.
+
+    Raises InvalidArgument for faults of the call; an item's fault is among the second.
+    """
     request = reward_pb2.ScoreRequest(options=options)
     set_fields(request, "", all_or_nothing=all_or_nothing, tokenizer_sha256=tokenizer_sha256)
     refuse_str("items", items)
+    unsendable = Unsendable()
     for index, item in enumerate(items):
-        _fill_item(request.items.add(), f"items[{index}]", item)
-    return request
+        message = request.items.add()
+        try:
+            _fill_item(message, f"items[{index}]", item)
+        except InvalidArgument as error:
+            message.Clear()
+            unsendable.add(index, error)
+    return request, unsendable
 
 
 def score_stream_request(
@@ -121,6 +131,8 @@ def _fill_item(message: reward_pb2.ScoreItem, path: str, item: object) -> None:
     match item:
         case str():
             raise InvalidArgument.at(path, "one str; write (prompt, response)")
+        case ItemFailure():
+            raise InvalidArgument(item.message, details=Details(violations=item.violations))
         case data.Chat():
             fill_chat(message.chat, f"{path}.chat.", item)
         case [str() as prompt, response]:

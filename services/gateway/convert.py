@@ -12,9 +12,9 @@ SCORE_PATHS = Paths(OPTIONS, (r"\.(?:pair|chat)\b", ""), (r"\.token_ids\.ids\b",
 PROMPT_PATHS = Paths(OPTIONS, (r"^text$", "prompt"), (r"^chat\.", ""), (r"^chat$", "messages"))
 
 
-def items(request: schemas.ScoreRequest) -> list[Scorable]:
+def items(request: schemas.ScoreRequest) -> list[Scorable | ItemFailure]:
     """The request's items as the client takes them."""
-    return [_item(item) for item in request.items]
+    return [_item(item, f"items[{index}]") for index, item in enumerate(request.items)]
 
 
 def chat(messages: Sequence[schemas.Message]) -> clients.Chat:
@@ -111,8 +111,10 @@ def timing(spent: clients.Timing) -> schemas.Timing:
     return schemas.Timing(**asdict(spent))
 
 
-def _item(item: schemas.Item) -> Scorable:
+def _item(item: schemas.Item | schemas.Malformed, path: str) -> Scorable | ItemFailure:
     match item:
+        case schemas.Malformed():
+            return ItemFailure("INVALID_ARGUMENT", f"{path} is malformed", item.at(path))
         case schemas.Pair():
             return (item.prompt, item.response)
         case schemas.Conversation():

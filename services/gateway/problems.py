@@ -160,7 +160,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if request.method == "POST" and "json" not in kind:
         field, status = "content-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         return response(ProblemError.at(field, f"is {kind}; send application/json", status))
-    found = [_violation(each) for each in error.errors()]
+    found = [violation(each, "body") for each in error.errors()]
     no_json = any(each["type"] == "json_invalid" for each in error.errors())
     status = HTTPStatus.BAD_REQUEST if no_json else HTTPStatus.UNPROCESSABLE_ENTITY
     return response(ProblemError(status, "INVALID_ARGUMENT", _detail(found, "invalid"), found))
@@ -187,14 +187,14 @@ async def _internal(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _violation(found: Mapping[str, object]) -> Violation:
-    """Of an error as pydantic tells it."""
+def violation(found: Mapping[str, object], whole: str) -> Violation:
+    """Of an error as pydantic tells it; its place begins with `whole`, which is left out unless it is all."""
     place, context = found["loc"], found.get("ctx")
     assert isinstance(place, tuple)
     if found["type"] == "json_invalid":
-        return Violation("body", f"isn't JSON: {context['error'] if isinstance(context, dict) else ''}")
+        return Violation(whole, f"isn't JSON: {context['error'] if isinstance(context, dict) else ''}")
     named = context.get("field") if isinstance(context, dict) else None
-    return Violation(_path((*place[1:], named) if named else place[1:]) or "body", str(found["msg"]))
+    return Violation(_path((*place[1:], named) if named else place[1:]) or whole, str(found["msg"]))
 
 
 def _path(place: Sequence[int | str]) -> str:

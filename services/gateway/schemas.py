@@ -3,14 +3,25 @@
 Keys that don't exist are refused, so that a misspelt option isn't silently left out.
 """
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from plaudit.clients import ScoreOptions
-from services.gateway.problems import FieldViolation
+from plaudit.clients import ScoreOptions, Violation
+from services.gateway.problems import FieldViolation, violation
 
 
 class StrictModel(BaseModel):
@@ -93,6 +104,29 @@ def _form(item: Any) -> str | None:  # noqa: ANN401
     return next((forms[key] for key in forms if key in item), None) if isinstance(item, dict) else None
 
 
+@dataclass(frozen=True)
+class Malformed:
+    """Stands for an item that isn't one: its neighbours are scored all the same."""
+
+    violations: tuple[Violation, ...]
+    """Their fields' paths begin in the item; "" for all of it."""
+
+    def at(self, item: str) -> tuple[Violation, ...]:
+        """The violations, with the item's own path such as "items[3]"."""
+        return tuple(
+            Violation(f"{item}.{each.field}" if each.field else item, each.description)
+            for each in self.violations
+        )
+
+
+def _or_malformed(value: Any, read: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401
+    try:
+        return read(value)
+    except ValidationError as error:
+        found = [each | {"loc": ("item", *each["loc"])} for each in error.errors(include_url=False)]
+        return Malformed(tuple(violation(each, "") for each in found))
+
+
 Item = Annotated[
     Annotated[Pair, Tag("<pair>")] | Annotated[Conversation, Tag("<chat>")] | Annotated[Ids, Tag("<ids>")],
     Discriminator(
@@ -106,7 +140,7 @@ Item = Annotated[
 class ScoreRequest(Options):
     """Items to score."""
 
-    items: list[Item]
+    items: list[Annotated[Item, WrapValidator(_or_malformed)]]
     all_or_nothing: bool = Field(False, description="Refuse the whole request if one item is bad.")
     tokenizer_sha256: str = Field("", description="Digest of the tokenizer that made the token_ids.")
 

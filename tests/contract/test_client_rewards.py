@@ -78,6 +78,24 @@ def test_a_bad_item_does_not_spoil_its_neighbours(reward):
     assert [field.split(".")[0] for field in fields] == ["items[1]", "items[3]"]
 
 
+@pytest.mark.parametrize("malformed", [("p", "\ud800"), ("p",), (None, "r"), "text", 5, None])
+def test_nor_does_one_that_cannot_even_be_sent(reward, malformed):
+    items = [("the film is", " good")] * 61
+    items[7:7], items[20:20], items[50:50] = [("", "")], [("x" * 500, " y")], [malformed]
+    results = reward.score(items)
+    assert sum(isinstance(one, Reward) for one in results) == 61
+    failures = {index: one for index, one in enumerate(results) if isinstance(one, ItemFailure)}
+    assert list(failures) == [7, 20, 50]
+    for index, failure in failures.items():
+        assert failure.code == "INVALID_ARGUMENT"
+        assert all(violation.field.startswith(f"items[{index}]") for violation in failure.violations)
+    with pytest.raises(InvalidArgument) as caught:
+        reward.score(items, all_or_nothing=True)
+    said = [violation for failure in failures.values() for violation in failure.violations]
+    assert list(caught.value.violations) == said
+    assert all(violation.description in str(caught.value) for violation in said)
+
+
 def test_ids_of_another_tokenizer(reward):
     with pytest.raises(FailedPrecondition) as caught:
         reward.score([[1, 2, 3]], tokenizer_sha256="0" * 64)

@@ -123,7 +123,7 @@ def test_ids_are_named_by_their_place(http, grpc_client):
     results = http.post("/v1/score", json={"items": items, "tokenizer_sha256": digest}).json()["results"]
     named = [result["error"]["violations"][0]["field"] for result in results]
     assert named == ["items[0].token_ids[1]", "items[1].token_ids"]
-    unsendable = {"items": [{"token_ids": [5, -1]}], "tokenizer_sha256": digest}
+    unsendable = {"items": [{"token_ids": [5, -1]}], "tokenizer_sha256": digest, "all_or_nothing": True}
     answer = http.post("/v1/score", json=unsendable)
     assert answer.status_code == 400
     assert fields(answer) == ["items[0].token_ids[1]"]
@@ -288,16 +288,9 @@ ITEM = {"prompt": "a", "response": "b"}
 WRONG = {
     "nothing": ({}, "items", "required"),
     "misspelt option": ({"items": [ITEM], "truncaton": "left"}, "truncaton", "did you mean 'truncation'?"),
-    "misspelt part": ({"items": [{"prompt": "a", "respnse": "b"}]}, "items[0].respnse", "mean 'response'?"),
     "key of no kin": ({"items": [ITEM], "zzz": 1}, "zzz", "there are model, truncation, priority"),
     "value of none": ({"items": [ITEM], "truncation": "middle"}, "truncation", "'error', 'left' or 'right'"),
-    "item of no form": ({"items": [ITEM, {}]}, "items[1]", "give prompt and response, or messages"),
-    "item of no kind": ({"items": ["text"]}, "items[0]", "give prompt and response"),
-    "half an item": ({"items": [{"prompt": "a"}]}, "items[0].response", "required"),
-    "wrong type": ({"items": [{"prompt": "a", "response": 5}]}, "items[0].response", "valid string"),
-    "half a turn": ({"items": [{"messages": [{"content": "x"}]}]}, "items[0].messages[0].role", "required"),
-    "two forms": ({"items": [ITEM | {"token_ids": [1]}]}, "items[0].token_ids", "no such key"),
-    "id of no kind": ({"items": [{"token_ids": [1, "2"]}]}, "items[0].token_ids[1]", "valid integer"),
+    "items of no kind": ({"items": "text"}, "items", "valid list"),
     "truth as text": ({"items": [ITEM], "all_or_nothing": "yes"}, "all_or_nothing", "valid boolean"),
     "no object": ([ITEM], "body", "valid dict"),
 }  # fmt: skip
@@ -312,10 +305,39 @@ def test_a_wrong_body_is_named_by_its_field(http, body, field, words):
     assert answer.json()["detail"].startswith(f"{field}: ")
 
 
-def test_every_fault_of_a_body_is_named(http):
-    items = [{"prompt": 1, "response": 2}, {"messages": None}]
-    answer = http.post("/v1/score", json={"items": items})
-    assert fields(answer) == ["items[0].prompt", "items[0].response", "items[1].messages"]
+MALFORMED = {
+    "misspelt part": ({"prompt": "a", "respnse": "b"}, ".respnse", "mean 'response'?"),
+    "item of no form": ({}, "", "give prompt and response, or messages"),
+    "item of no kind": ("text", "", "give prompt and response"),
+    "half an item": ({"prompt": "a"}, ".response", "required"),
+    "wrong type": ({"prompt": "a", "response": 5}, ".response", "valid string"),
+    "half a turn": ({"messages": [{"content": "x"}]}, ".messages[0].role", "required"),
+    "two forms": (ITEM | {"token_ids": [1]}, ".token_ids", "no such key"),
+    "id of no kind": ({"token_ids": [1, "2"]}, ".token_ids[1]", "valid integer"),
+    "id below zero": ({"token_ids": [1, -2]}, ".token_ids[1]", "-2 can't be sent"),
+    "nothing": (None, "", "give prompt and response"),
+}
+
+
+@pytest.mark.parametrize(("item", "field", "words"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_item_has_an_error_in_its_place(http, item, field, words):
+    first, wrong, last = http.post("/v1/score", json={"items": [ITEM, item, ITEM]}).json()["results"]
+    assert first == last
+    assert first["reward"] < 0 or first["reward"] > 0
+    (violation,) = wrong["error"]["violations"]
+    assert wrong["error"]["code"] == "INVALID_ARGUMENT"
+    assert violation["field"] == f"items[1]{field}"
+    assert words in violation["description"]
+    assert wrong["error"]["message"].startswith(f"items[1]{field}: ")
+
+
+def test_all_or_nothing_names_every_fault_of_every_item(http):
+    items = [{"prompt": 1, "response": 2}, ITEM, {"messages": None}, {"prompt": "a", "response": ""}]
+    answer = http.post("/v1/score", json={"items": items, "all_or_nothing": True})
+    assert answer.status_code == 400
+    named = ["items[0].prompt", "items[0].response", "items[2].messages", "items[3].response"]
+    assert fields(answer) == named
+    assert all(name in answer.json()["detail"] for name in named)
 
 
 @pytest.mark.parametrize("context", [{}, {"prompt": "a", "messages": TURNS}])
@@ -334,5 +356,5 @@ def test_an_empty_list_is_refused_by_its_name(http):
 def test_text_that_is_no_unicode_is_refused_by_its_place(http):
     body = '{"items": [{"prompt": "a", "response": "\\ud800"}]}'
     answer = http.post("/v1/score", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 422)
-    assert fields(answer) == ["items[0].response"]
+    (result,) = answer.json()["results"]
+    assert [each["field"] for each in result["error"]["violations"]] == ["items[0].response"]

@@ -24,6 +24,7 @@ from plaudit import (
     Violation,
 )
 from plaudit.clients import from_proto, to_proto_reward as to_proto
+from plaudit.clients.unsendable import Unsendable
 from plaudit.v1 import reward_pb2, types_pb2
 
 VERSION = ModelVersion("tiny", "", 4, "ab", "cd")
@@ -72,13 +73,16 @@ def test_options_that_cannot_be(named, field, words):
 
 
 def score_request(items, all_or_nothing=False, tokenizer_sha256="", options=NO_OPTIONS):
-    return to_proto.score_request(items, all_or_nothing, tokenizer_sha256, options)
+    """The message, and the failures of items that it can't hold, None for the others."""
+    request, unsendable = to_proto.score_request(items, all_or_nothing, tokenizer_sha256, options)
+    return request, unsendable.put_into((None,) * len(items))
 
 
 def test_items_in_all_forms():
     items = [("p", "r"), ["p", "r"], ("", ""), CHAT, [1, 2], (3, 4), [], np.array([5, 6])]
     options = to_proto.score_options(model="m")
-    request = score_request(items, True, "ab", options)
+    request, failures = score_request(items, True, "ab", options)
+    assert failures == (None,) * len(items)
     forms = [item.WhichOneof("input") for item in request.items]
     assert forms == ["pair", "pair", "pair", "chat", *["token_ids"] * 4]
     assert (request.items[0].pair.prompt, request.items[0].pair.response) == ("p", "r")
@@ -111,13 +115,25 @@ BAD_ITEMS = [
 
 @pytest.mark.parametrize(("item", "path"), BAD_ITEMS)
 def test_items_that_cannot_be_sent(item, path):
-    assert refused(score_request, [("p", "r"), item])[0] == f"items[1]{path}"
+    request, (first, failure, last) = score_request([("p", "r"), item, ("q", "s")])
+    assert (first, last) == (None, None)
+    assert [one.WhichOneof("input") for one in request.items] == ["pair", None, "pair"]
+    assert failure.code == "INVALID_ARGUMENT"
+    assert [violation.field for violation in failure.violations] == [f"items[1]{path}"]
+    assert failure.message.startswith(f"items[1]{path}: ")
     assert refused(to_proto.stream_item, "7", item)[0] == f"item{path}"
+
+
+def test_a_failure_among_the_items_is_given_back():
+    failure = ItemFailure("INVALID_ARGUMENT", "row 3 is no row", (Violation("rows[3]", "is no row"),))
+    _, failures = score_request([("p", "r"), failure])
+    assert failures == (None, failure)
 
 
 def test_one_in_the_place_of_a_list():
     assert refused(score_request, "text")[0] == "items"
-    assert refused(score_request, ("prompt", "response"))[0] == "items[0]"
+    _, failures = score_request(("prompt", "response"))
+    assert [failure.violations[0].field for failure in failures] == ["items[0]", "items[1]"]
     assert refused(to_proto.rank_request, "p", "text", None, False, NO_OPTIONS)[0] == "candidates"
 
 
@@ -134,8 +150,8 @@ def test_names_and_digests_that_cannot_be_sent_are_refused_by_name():
 
 
 def test_a_message_of_an_error_is_short_however_long_the_value():
-    _, description = refused(score_request, [("p", "x" * 10_000 + "\ud800")])
-    assert len(description) < 300
+    _, (failure,) = score_request([("p", "x" * 10_000 + "\ud800")])
+    assert len(failure.message) < 300
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
@@ -208,7 +224,8 @@ FAILURE = ItemFailure(
 
 
 def read_scores(*results):
-    return from_proto.scores(reward_pb2.ScoreResponse(results=results, model=MODEL, timing=TIMING))
+    response = reward_pb2.ScoreResponse(results=results, model=MODEL, timing=TIMING)
+    return from_proto.scores(response, Unsendable())
 
 
 def test_scores_are_a_sequence_of_rewards_and_failures():

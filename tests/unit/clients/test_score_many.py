@@ -354,6 +354,32 @@ def test_a_service_that_starts_again_is_found(serve_streams, streams, score_many
     assert got == expected(200)
 
 
+def with_weights(digest, behave):
+    """The behaviour, by a model of these weights."""
+
+    def behave_so(requests, context):
+        for response in behave(requests, context):
+            response.model.model_id, response.model.weights_sha256 = "tiny", digest
+            yield response
+
+    return behave_so
+
+
+def test_a_stream_goes_on_at_the_same_weights_only(serve_streams, streams, score_many, quick_pauses):
+    """Rewards of two models in one list would be compared with each other."""
+    broken = with_weights("one" * 8, streams.answer_then(10, GONE, heard=30))
+    server = serve_streams(broken, with_weights("one" * 8, streams.answer))
+    assert list(score_many(server.address, pairs(40), window=20)) == expected(40)
+    server = serve_streams(broken, with_weights("two" * 8, streams.answer))
+    results = score_many(server.address, pairs(40), window=20)
+    got = []
+    with pytest.raises(FailedPrecondition, match=r"now twotwotwotwo of 'tiny', .* before were oneoneoneone;"):
+        for result in results:
+            got.append(result)  # noqa: PERF402
+    assert got == expected(len(got))
+    assert len(got) >= 10
+
+
 def test_how_often_in_a_row_is_bounded(serve_streams, streams, score_many, quick_pauses):
     server = serve_streams(streams.answer_then(0, GONE))
     with pytest.raises(Unavailable, match="draining"):
