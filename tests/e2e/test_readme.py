@@ -1,114 +1,39 @@
-"""Every code block of the README runs as it stands, on tiny models under the names it uses.
-
-Only ports change, since another process may hold the README's. `make` lines and pictures are not code blocks
-of a language, so they are left out.
-"""
+"""Every code block of the README runs as it stands, on tiny models under the names it uses."""
 
 import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(bash|python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WAIT_S = 60
-
-
-class Reader:
-    """Types the README's blocks in, one after the other."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.servers: list[subprocess.Popen[str]] = []
-        self.ports: dict[str, str] = {}
-        scripts = Path(sys.executable).parent
-        self.environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-    def with_free_ports(self, text: str) -> str:
-        return re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda match: self.free_port(match[0]), text)
-
-    def free_port(self, port: str) -> str:
-        if port not in self.ports:
-            self.ports[port] = str(free_port())
-        return self.ports[port]
-
-    def type_in(self, line: str) -> str:
-        done = subprocess.run(
-            shlex.split(line, comments=True), cwd=self.folder, env=self.environment,
-            capture_output=True, text=True, timeout=WAIT_S,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def serve(self, line: str) -> None:
-        address = re.search(r"--address (\S+)", line)
-        assert address
-        taken = [server for server in self.servers if address[1] in server.args]
-        for server in taken:  # the README starts the reward service twice, in two chapters
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(WAIT_S) == 0
-        server = subprocess.Popen(
-            shlex.split(line), cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True
-        )
-        self.servers.append(server)
-        assert server.stdout
-        said = [server.stdout.readline()]
-        while said[-1].startswith(("listening on ", "metrics on ")):  # then what was chosen: it is loaded
-            said.append(server.stdout.readline())
-        assert said[0] == f"listening on {address[1]}\n"
-        assert said[-1]
-
-    def read(self, language: str, text: str) -> str:
-        text = self.with_free_ports(text)
-        if language == "python":
-            (self.folder / "block.py").write_text(text)
-            return self.type_in(f"{sys.executable} block.py")
-        if language == "toml":
-            (self.folder / "my-run.toml").write_text(text)
-            return ""
-        output = ""
-        for line in text.splitlines():
-            if line.startswith("python -m services."):
-                self.serve(line)
-            elif line:
-                output += self.type_in(line)
-        return output
+WARM, READER = ROOT / "tests/e2e/warm_start.py", ROOT / "tests/e2e/readme_reader.py"
 
 
 @pytest.fixture
-def reader(tmp_path: Path, tiny_policy: Path, tiny_reward: Path) -> Iterator[Reader]:
+def folder(tmp_path: Path, tiny_policy: Path, tiny_reward: Path) -> Path:
     quickstart = tmp_path / "runs/quickstart"
     quickstart.mkdir(parents=True)
     (quickstart / "sft").symlink_to(tiny_policy)
     (quickstart / "reward").symlink_to(tiny_reward)
     prompts = [f'{{"prompt": "the film number {n} is"}}\n' for n in range(40)]
     (tmp_path / "prompts.jsonl").write_text("".join(prompts))
-    reader = Reader(tmp_path)
-    yield reader
-    for server in reader.servers:
-        server.kill()
-        server.wait()
+    return tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_readme_does_what_it_says(reader: Reader):
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    outputs = [(language, reader.read(language, text)) for language, text in blocks]
-    scores = next(output for language, output in outputs if language == "python")
-    assert re.fullmatch(r"\[\s*-?\d\S* +-?\d\S*\s*\]\n", scores)
-    assert (reader.folder / "runs/my-run/policy/model.safetensors").is_file()
-    assert (reader.folder / "runs/my-run/report.html").is_file()
-    for server in reader.servers:
-        server.terminate()
-        assert server.wait(WAIT_S) == 0
+def test_the_readme_does_what_it_says(folder: Path):
+    done = subprocess.run(
+        [sys.executable, WARM, READER, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "runs/my-run/policy/model.safetensors").is_file()
+    assert (folder / "runs/my-run/report.html").is_file()
 
 
 def test_every_path_it_links_to_is_there():

@@ -2,8 +2,9 @@
 
     python tests/e2e/warm_start.py SCRIPT ARGUMENT…
 
-An import takes ten seconds of a processor, and a quickstart starts a dozen processes. Each is, as without
-this, a child of the script's process with an id, a group, an environment, an output and an end of its own.
+An import takes ten seconds of a processor, a quickstart starts a dozen processes, and the README half a
+dozen. Each is, as without this, a child of the script's process with an id, a group, an environment, a
+folder, an output and an end of its own.
 """
 
 import ctypes
@@ -30,6 +31,7 @@ IMPORTED = (
 )  # fmt: skip
 FORK = multiprocessing.get_context("fork")
 MOST_BYTES = 1 << 20
+PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -54,11 +56,15 @@ def main(script: str) -> None:
         if program != sys.executable:
             execute(self, *arguments)
             return
-        order = {"words": words, "env": dict(given["env"] or os.environ), "group": given["process_group"]}
+        order = {
+            "words": words, "env": dict(given["env"] or os.environ), "group": given["process_group"],
+            "folder": str(Path(given["cwd"] or ".").resolve()),
+        }  # fmt: skip
         streams = [own if given[to] == -1 else given[to] for own, to in ((1, "c2pwrite"), (2, "errwrite"))]
         socket.send_fds(ours, [json.dumps(order).encode()], streams)
         self.pid = int(ours.recv(MOST_BYTES))
         self._child_created = True
+        self._close_pipe_fds(*(given[name] for name in PIPES))
 
     subprocess.Popen._execute_child = start
     run(script)
@@ -95,6 +101,7 @@ def become(order: dict, streams: list[int], parent: int) -> None:
     if order["group"] >= 0:
         os.setpgid(0, order["group"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["env"])
     if order["words"][0] == "-m":

@@ -4,18 +4,17 @@ import json
 import tomllib
 from pathlib import Path
 
-import kubernetes_validate
 import pytest
 import yaml
 from api_server import NAMESPACE, Refusal, job_made as as_the_cluster_keeps_it
 from cluster_objects import IMAGE, condition, labels, pod, terminated
+from test_k8s_renders import NEWEST, validated
 
 from trainer.config import load_config
 from trainer.ppo.config import PPOConfig
 
 ROOT = Path(__file__).parents[3]
 TOML = ROOT / "k8s/base/ppo.toml"
-NEWEST = "1.37"
 
 
 @pytest.fixture
@@ -121,9 +120,9 @@ def test_what_is_made_is_labelled_as_ours_and_says_by_whom(run, server, base):
 def test_what_is_made_is_valid_to_the_letter(run, server, base):
     run("submit", TOML, "--name", "nightly")
     for resource, kind in (("configmaps", "ConfigMap"), ("jobs", "Job")):
-        made = json.loads(json.dumps(server.objects[resource, "plaudit-run-nightly"]))
-        assert made["kind"] == kind
-        kubernetes_validate.validate(made, NEWEST, strict=True)
+        text = json.dumps(server.objects[resource, "plaudit-run-nightly"])
+        assert json.loads(text)["kind"] == kind
+        validated(text, NEWEST)
 
 
 @pytest.mark.parametrize("name", ["nightly", "2024", "1e5", "true"])
