@@ -5,11 +5,12 @@ under a budget of about a thousand padded tokens is fastest; a batch may be a si
 """
 
 import asyncio
+import contextvars
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -87,6 +88,21 @@ class Ran:
     """The same with padding."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the items of one call share. What each has of its own is little: tens of thousands may wait, and
+    garbage collection goes through all of it."""
+
+    number: int
+    who: Who
+    deadline: float | None
+    count: int
+    sizes: Iterator[int]
+    """Bytes of its message that each item gives back, in whatever order they end."""
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    """Of callbacks; each would make a copy of its own."""
+
+
 class Batcher(HasRoom, Generic[Item, Result]):
     """Runs callers' items in batches, and turns callers away when too much waits.
 
@@ -116,8 +132,8 @@ class Batcher(HasRoom, Generic[Item, Result]):
         self._turns: Turns[Item, Done[Result]] = Turns()
         self._by_key: dict[Hashable, Entry[Item, Done[Result]]] = {}
         self._numbers = itertools.count()
-        self._call = 0
-        """The call whose items are put now."""
+        self._calls = itertools.count()
+        self._when_ended = self._ended
         self._pump: asyncio.Task[None] | None = None
         self.on_batch: Callable[[Ran], None] = lambda ran: None
         """Hears of every batch that has run."""
@@ -155,56 +171,59 @@ class Batcher(HasRoom, Generic[Item, Result]):
         """
         if not items:
             return []
-        self.room.take(len(items), sum(lengths), size, caller.who)
-        self._call += 1
+        who = caller.who
+        self.room.take(len(items), sum(lengths), size, who)
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Done[Result]]] = [loop.create_future() for _ in items]
-        for future, length, share in zip(futures, lengths, shares(size, len(items)), strict=True):
-            future.add_done_callback(partial(self._release, length, share, caller.who, len(items)))
+        call = _Call(next(self._calls), who, caller.deadline, len(items), iter(shares(size, len(items))))
         if keys is None:
             for batch in plan_batches(lengths, self._token_budget):
-                entries = [
-                    self._entry(items[index], lengths[index], caller, futures[index]) for index in batch
-                ]
+                entries = [self._entry(items[index], lengths[index], call, futures[index]) for index in batch]
                 self._turns.add_batch(entries)
         else:
             for item, length, key, future in zip(items, lengths, keys, futures, strict=True):
-                self._share(item, length, key, caller, future)
+                self._share(item, length, key, call, future)
         if self._turns and self._pump is None:
             self._pump = asyncio.create_task(self._run())
         return futures
 
     def _share(
-        self, item: Item, length: int, key: Hashable, caller: Caller, future: "asyncio.Future[Done[Result]]"
+        self, item: Item, length: int, key: Hashable, call: _Call, future: "asyncio.Future[Done[Result]]"
     ) -> None:
         if key in self._cache:
             self._cache.move_to_end(key)
             self.on_cache_hit()
+            future.add_done_callback(partial(self._release, call, length))
             future.set_result(Done(self._cache[key]))
         elif (entry := self._by_key.get(key)) is not None:
-            entry.deadline = _later(entry.deadline, caller.deadline)
-            self._wait(entry, future)
+            entry.deadline = _later(entry.deadline, call.deadline)
+            self._wait(entry, call, future)
         else:
-            entry = self._by_key[key] = self._entry(item, length, caller, future)
+            entry = self._by_key[key] = self._entry(item, length, call, future)
             entry.key = key
             self._turns.add(entry)
 
     def _entry(
-        self, item: Item, length: int, caller: Caller, future: "asyncio.Future[Done[Result]]"
+        self, item: Item, length: int, call: _Call, future: "asyncio.Future[Done[Result]]"
     ) -> "Entry[Item, Done[Result]]":
         number = next(self._numbers)
         entry = Entry[Item, Done[Result]](
-            item, length, number, caller.who, self._call, caller.deadline, time.perf_counter()
+            item, length, number, call.who, call.number, call.deadline, time.perf_counter()
         )
-        self._wait(entry, future)
+        self._wait(entry, call, future)
         return entry
 
-    def _wait(self, entry: "Entry[Item, Done[Result]]", future: "asyncio.Future[Done[Result]]") -> None:
+    def _wait(
+        self, entry: "Entry[Item, Done[Result]]", call: _Call, future: "asyncio.Future[Done[Result]]"
+    ) -> None:
         entry.futures.append(future)
-        future.add_done_callback(lambda _: self._abandon(entry))
+        future.add_done_callback(partial(self._when_ended, entry, call), context=call.context)
 
-    def _abandon(self, entry: "Entry[Item, Done[Result]]") -> None:
+    def _ended(
+        self, entry: "Entry[Item, Done[Result]]", call: _Call, future: "asyncio.Future[Done[Result]]"
+    ) -> None:
         """Takes an entry out of the queue once nobody waits for it."""
+        self._release(call, entry.length, future)
         if not entry.wanted:
             self._turns.remove(entry)
             self._forget(entry)
@@ -266,10 +285,9 @@ class Batcher(HasRoom, Generic[Item, Result]):
             if len(self._cache) > self._cache_items:
                 self._cache.popitem(last=False)
 
-    def _release(
-        self, length: int, size: int, who: Who, of: int, future: "asyncio.Future[Done[Result]]"
-    ) -> None:
-        self.room.release(1, length, size, who, of=of, answered=not future.cancelled())
+    def _release(self, call: _Call, length: int, future: "asyncio.Future[Done[Result]]") -> None:
+        answered = not future.cancelled()
+        self.room.release(1, length, next(call.sizes), call.who, of=call.count, answered=answered)
 
 
 def _later(one: float | None, other: float | None) -> float | None:

@@ -63,11 +63,16 @@ class Line:
         self._places: OrderedDict[Hashable, _Place] = OrderedDict()
         self._end = clock()
 
+    @property
+    def stands(self) -> bool:
+        """Whether anybody has been told to come later than now."""
+        return self._end > self._clock()
+
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
         now = self._clock()
         place = self._place(who, now)
-        return self._end <= now or (place is not None and place.at <= now)
+        return not self.stands or (place is not None and place.at <= now)
 
     def stand(self, who: Hashable, first: float, lasts: float) -> float:
         """Seconds until `who` may come back; whoever has a place already keeps it.

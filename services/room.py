@@ -5,6 +5,7 @@ is let in where who has much isn't, so that a crowd with much can't shut it out.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from services.line import LONGEST_S, Clock, Drain, Line
 
 SPARE = 8
 """An eighth is there beyond each bound, for those who have no more than an eighth of what is left with it."""
-MARGIN = 1.5
+MARGIN = 1.25
 """What comes before a call may take so much longer than is thought, and the call is still in time."""
 RETRY_AFTER_S = 0.5
 """Before it is known how fast the queue empties."""
@@ -153,16 +154,28 @@ class Room:
             raise Overloaded(f"{words}; try again later", min(fits_in, LONGEST_S))
 
     def _seconds_before(self, items: int, who: Who | None) -> float:
-        """Of what turns.py serves before the last of so many items: calls take turns, and so do callers."""
+        """Of what turns.py serves before the last of so many items: calls take turns, and so do callers.
+
+        Where others stand in line, whole calls and not what is left of them: one that has come to its end is
+        followed by its like.
+        """
         rate = self._drain.rate
         if rate is None or who is None:
             return 0.0
-        sizes = self._by_size.get(who, Counter[int]())
-        own = sum(held * min(1.0, items / of) for of, held in sizes.items())
+        whole = self._line.stands
+        own = sum(
+            (_whole(held, of) if whole else held) * min(1.0, items / of)
+            for of, held in self._by_size.get(who, Counter[int]()).items()
+        )
         others = (
-            min(held, (own + items) * other[1] / who[1]) for other, held in self._held.items() if other != who
+            min(self._whole_calls(other) if whole else held, (own + items) * other[1] / who[1])
+            for other, held in self._held.items()
+            if other != who
         )
         return (own + sum(others)) / rate
+
+    def _whole_calls(self, who: Who) -> int:
+        return sum(_whole(held, of) for of, held in self._by_size[who].items())
 
     def _full(self, items: int, tokens: int, size: int, who: Who | None) -> Overloaded:
         rate, after = self._drain.rate, RETRY_AFTER_S
@@ -193,6 +206,11 @@ class HasRoom:
     def waiting_bytes(self) -> int:
         """Bytes of the messages that they came in."""
         return self.room.bytes
+
+
+def _whole(held: int, of: int) -> int:
+    """Items of the calls, `of` so many each, that these are the rest of."""
+    return math.ceil(held / of) * of
 
 
 def shares(size: int, count: int) -> list[int]:

@@ -6,7 +6,7 @@ from plaudit.v1 import policy_pb2, policy_pb2_grpc
 from services.policy import convert
 from services.policy.dataplane import PolicyDataPlane
 from services.rpc.calls import deadline_of
-from services.rpc.quotas import charge
+from services.rpc.quotas import charged
 from services.rpc.readable import request_size
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             asked = await plane.tokenize(
                 lambda: convert.generation_request(request, plane.engine, plane.limits, deadline, size)
             )
-        charge(asked.tokens)
-        responses, version = await plane.generate(asked)
+        with charged(asked.tokens):
+            responses, version = await plane.generate(asked)
         return convert.generate_response(asked, responses, plane.engine.facts, version)
 
     async def GetPolicy(

@@ -8,7 +8,7 @@ from services.reference import convert
 from services.reference.dataplane import ReferenceDataPlane
 from services.reference.metrics import ReferenceMetrics
 from services.rpc.calls import caller_of, deadline_of
-from services.rpc.quotas import charge
+from services.rpc.quotas import charged
 from services.rpc.readable import request_size
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         caller = Caller(caller_of(context), deadline=deadline_of(context))
         self._plane.admit(len(request.sequences), size, caller)
         items = convert.items(request, facts, self._plane.limits)
-        charge(sum(len(item.ids) for item in items))
-        rows = await self._plane.logprobs(items, caller, size)
+        with charged(sum(len(item.ids) for item in items)):
+            rows = await self._plane.logprobs(items, caller, size)
         self._metrics.count(items)
         return convert.compute_logprobs_response(rows, facts)
 

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lm.errors import InputError
 from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits, Done, room_for
@@ -83,12 +84,12 @@ class PlainModel(HasRoom):
             encoded = await self._tokenize(items, fields, options)
         seconds = time.perf_counter() - since
         sequences = [one for one in encoded if isinstance(one, Encoded)]
-        futures = iter(self._put(sequences, options))
+        futures, finish = iter(self._put(sequences, options)), self._answer
 
         def pending(one: Encoded | Outcome) -> Pending:
             if not isinstance(one, Encoded):
                 return Pending.done(Answer(one, Timing(tokenize=seconds)))
-            return Pending(next(futures), lambda done: self._answer(one, done, seconds))
+            return Pending(next(futures), partial(finish, one, seconds))
 
         return [pending(one) for one in encoded]
 
@@ -147,7 +148,7 @@ class PlainModel(HasRoom):
         except InputError as error:
             return error
 
-    def _answer(self, one: Encoded, done: Done[Outputs], tokenize_seconds: float) -> Answer:
+    def _answer(self, one: Encoded, tokenize_seconds: float, done: Done[Outputs]) -> Answer:
         timing = Timing(done.queue_seconds, done.compute_seconds, tokenize_seconds)
         facts, outputs = self.facts, done.value
         raw = math.fsum(weight * output for weight, output in zip(self._weights, outputs, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
-from services.errors import QuotaExceeded
+from services.errors import Overloaded, QuotaExceeded
 from services.rpc.calls import Call, CallInterceptor
 from services.rpc.metrics import SecurityMetrics
 from services.rpc.tokens import Identity, Quota, identity
@@ -108,6 +108,20 @@ def charge(tokens: int) -> None:
     """Tells the quota of the call that is served how many tokens it has. Raises QuotaExceeded."""
     if (use := _use.get()) is not None:
         use.charge(tokens)
+
+
+@contextmanager
+def charged(tokens: int) -> Iterator[None]:
+    """Around what a call of so many tokens is charged for: gives them back if the queue turns it away.
+
+    Raises QuotaExceeded.
+    """
+    charge(tokens)
+    try:
+        yield
+    except Overloaded:
+        pay(-tokens)
+        raise
 
 
 def pay(tokens: int) -> None:

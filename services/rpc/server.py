@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from grpc import aio
-from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from lm.errors import InputError, LmError
 from services.packages import absence
 from services.rpc import tracing
 from services.rpc.calls import Chain
+from services.rpc.channelz import add_channelz
 from services.rpc.guard import Guard
 from services.rpc.health import Health
 from services.rpc.interceptors import HEALTH, Errors, Metrics, Readiness, RequestIds
@@ -181,7 +181,7 @@ class RunningServer:
             names = (*self._service.full_names, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             if guard.asks_who_calls or is_loopback(parse_address(self._options.address)[0]):
-                channelz.add_channelz_servicer(server)
+                add_channelz(server)
         return server
 
     async def _start_health(self) -> None:
@@ -265,7 +265,9 @@ async def serve(service: Service, options: ServerOptions) -> int:
 def _report_load(service: Service, loaded: asyncio.Task[str]) -> int:
     error = loaded.exception()
     if error is None:
-        gc.set_threshold(10_000, 10, 10)  # an import wants more; by that streams would leave 150 MiB to wait
+        # An import wants a pass more seldom: streams would leave 150 MiB to it. More often, every large call
+        # would start one, and it goes through all that waits.
+        gc.set_threshold(50_000, 3, 10)
         gc.freeze()  # what is loaded stays; to look through it for garbage would stop all calls for 0.3 s
         print(loaded.result(), flush=True)
         return EXIT_DRAINED

@@ -115,8 +115,8 @@ def tokens(response):
 
 
 @contextlib.asynccontextmanager
-async def policy_server(folder, dtype="float32", **options):
-    service = policy_service(ModelOptions(str(folder), "cpu", dtype, 1), **options)
+async def policy_server(folder, dtype="float32", device="cpu", **options):
+    service = policy_service(ModelOptions(str(folder), device, dtype, 1), **options)
     async with start_server(service) as server:
         await server.wait_ready()
         async with aio.insecure_channel(server.address) as channel:

@@ -17,11 +17,22 @@ from plaudit import (
     TrainerClient,
     Unauthenticated,
 )
-from plaudit.v1 import reward_pb2, reward_pb2_grpc
+from plaudit.v1 import (
+    policy_pb2,
+    policy_pb2_grpc,
+    reference_pb2,
+    reference_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+    types_pb2,
+)
+from services.policy import queue
 from services.policy.service import policy_service
+from services.reference import dataplane
 from services.reference.service import reference_service
 from services.reward import servicer
 from services.reward.service import reward_service
+from services.room import Room
 from services.rpc import failures, reloading
 from trainer.board import Board
 
@@ -168,6 +179,45 @@ def test_tokens_are_charged_by_each_service_once_they_are_known(name, tokens, re
         assert caught.value.retry_after > 3
         assert refused(server, "tokens") == 1
         ASK[name](server.address, token="free")
+
+
+def generate(channel, tokens):
+    request = policy_pb2.GenerateRequest(
+        prompts=[policy_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[5]))],
+        sampling=policy_pb2.SamplingParams(max_new_tokens=tokens - 1),
+    )
+    return policy_pb2_grpc.PolicyServiceStub(channel).Generate, request
+
+
+def logprobs(channel, tokens):
+    sequence = reference_pb2.LogprobSequence(token_ids=[5] * tokens, start=1)
+    request = reference_pb2.ComputeLogprobsRequest(sequences=[sequence])
+    return reference_pb2_grpc.ReferenceServiceStub(channel).ComputeLogprobs, request
+
+
+@pytest.mark.parametrize(("name", "make"), [("policy", generate), ("reference", logprobs)])
+def test_who_is_turned_away_by_a_full_queue_gets_its_tokens_back(
+    name, make, tokens, tiny_policy, monkeypatch
+):
+    """The queue has room for fewer tokens than a call has; its first one would use up the quota."""
+    for module in (queue, dataplane):
+        monkeypatch.setattr(module, "room_for", lambda limits: Room(8, 8, 1 << 20))
+
+    def ask(count):
+        method, request = make(channel, count)
+        return method(request, metadata=[("authorization", "Bearer few")], timeout=20)
+
+    with (
+        served(lambda: SERVICES[name][0](tiny_policy), tokens) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError, match="0 items of 0 tokens wait already") as caught:
+                ask(12)
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        ask(4)
+        with pytest.raises(grpc.RpcError, match=r"quota of 0.5 tokens a second"):
+            ask(4)
 
 
 def test_a_stream_over_its_quota_waits_and_loses_nothing(reward):

@@ -20,8 +20,8 @@ from services.rpc.command import ModelOptions
 from services.rpc.server import start_server
 
 
-def options(folder, dtype="float32"):
-    return ModelOptions(str(folder), dtype=dtype, threads=1)
+def options(folder, dtype="float32", device="auto"):
+    return ModelOptions(str(folder), device, dtype, 1)
 
 
 def sequence(token_ids, start):
@@ -96,7 +96,7 @@ async def test_logprobs_are_hugging_faces_own(client, tiny_policy, temperature):
 
 
 async def test_float64_is_served_and_answers_in_float32(tiny_policy):
-    async for client in serving(reference_service(options(tiny_policy, "float64"))):
+    async for client in serving(reference_service(options(tiny_policy, "float64", "cpu"))):
         assert (await client.describe()).dtype == types_pb2.DATA_TYPE_F64
         expected = hugging_face_logprobs(tiny_policy, [5, 6, 7, 8], 2, dtype=torch.float64)
         found = (await client.logprobs(GOOD)).sequences[0].logprobs

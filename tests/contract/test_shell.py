@@ -506,6 +506,19 @@ async def has_channelz(service, options, **how):
         return True
 
 
+async def test_channelz_tells_of_sockets_and_channels(echo):
+    """Also where gRPC says more of them than its messages know."""
+    async with start_server(echo.service()) as server, aio.insecure_channel(server.address) as channel:
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        servers = (await stub.GetServers(channelz_pb2.GetServersRequest())).server
+        newest = max(one.ref.server_id for one in servers)
+        found = await stub.GetServerSockets(channelz_pb2.GetServerSocketsRequest(server_id=newest))
+        request = channelz_pb2.GetSocketRequest(socket_id=found.socket_ref[0].socket_id)
+        assert (await stub.GetSocket(request)).socket.data.streams_started >= 3
+        channels = (await stub.GetTopChannels(channelz_pb2.GetTopChannelsRequest())).channel
+        assert any(server.address in one.data.target for one in channels)
+
+
 async def test_channelz_is_elsewhere_for_who_may_look(echo):
     options = ServerOptions(address="0.0.0.0:0", insecure=True, token="word")
     assert await has_channelz(echo.service(), options, metadata=[("authorization", "Bearer word")])

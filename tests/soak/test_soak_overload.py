@@ -7,7 +7,7 @@ import pytest
 
 from plaudit import Overloaded
 from soak.load import Tally
-from soak.overload import HEAD, Phase, part_within, problems_of, processor_seconds, row, seconds_of
+from soak.overload import HEAD, Phase, goodput, part_within, problems_of, processor_seconds, row, seconds_of
 from soak.verdict import MIB
 
 
@@ -24,7 +24,11 @@ def phase(rate=1000.0, counts=None, singles=(0.1,) * 100, health=(0.01, 0.02), m
 def test_all_is_well():
     busy = phase(singles=[0.9] * 100)
     full = phase(rate=900.0, singles=[1.3] * 100, health=[0.9], memory=500, counts=tally(sent=9, rejected=6))
-    assert list(problems_of(busy, full)) == []
+    assert list(problems_of(busy, full, phase())) == []
+
+
+def test_the_maximum_is_what_was_had_before_and_after():
+    assert goodput(phase(rate=1000.0), phase(rate=900.0), phase(rate=800.0)) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_all_is_well():
     ],
 )
 def test_what_fails_a_run(full, words):
-    (problem,) = problems_of(phase(), full)
+    (problem,) = problems_of(phase(), full, phase())
     assert words in problem
 
 

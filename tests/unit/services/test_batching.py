@@ -1,6 +1,7 @@
 """The batcher: results come back in order, admission is exact, callers share fairly, nothing is lost."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -158,6 +159,19 @@ async def test_room_is_kept_for_what_is_made_ready():
         pytest.fail("there is no room")
     await asyncio.wait_for(waiting, 5)
     run.opened.set()
+
+
+@pytest.mark.parametrize("keys", [range(500), None], ids=["shared", "alone"])
+async def test_what_waits_is_little_for_garbage_collection_to_go_through(keys):
+    """Of an item: its future and callback, its entry and who waits for it."""
+    waits = batcher(Blocked(), max_items=1000, max_tokens=10_000)
+    gc.collect()
+    before = len(gc.get_objects())
+    futures = waits.put(range(500), [7] * 500, Caller("a"), keys)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 6 * len(futures)
+    for future in futures:
+        future.cancel()
 
 
 async def test_a_cancelled_caller_starts_nothing_more_and_frees_its_places():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.errors import Overloaded, QuotaExceeded
+from services.errors import Overloaded, QuotaExceeded, TooLate
 from services.rpc import failures, quotas
 from services.rpc.failures import Failures
 from services.rpc.metrics import ServerMetrics
@@ -13,6 +13,21 @@ from services.rpc.tokens import Identity, Quota
 @pytest.fixture
 def metrics():
     return ServerMetrics()
+
+
+@pytest.fixture
+def use_of(clock, metrics):
+    """Makes the call that is served one of a caller with this quota; returns its use."""
+    tokens = []
+
+    def begin(quota):
+        use = Use(quota, metrics, clock)
+        tokens.append(quotas._use.set(use))
+        return use
+
+    yield begin
+    for token in tokens:
+        quotas._use.reset(token)
 
 
 def refused(metrics, reason):
@@ -138,6 +153,21 @@ def test_new_numbers_hold_at_once_and_calls_in_flight_still_count(clock, metrics
         use.begin()
     use.end()
     use.begin()
+
+
+def test_a_call_that_the_queue_turns_away_gets_its_tokens_back(clock, metrics, use_of):
+    """And any other that fails doesn't: something has been done for it."""
+    use = use_of(Quota(tokens_per_second=100))
+    with pytest.raises(Overloaded), quotas.charged(100):
+        raise Overloaded("full")
+    with pytest.raises(TooLate), quotas.charged(60):
+        raise TooLate("its deadline has passed")
+    with quotas.charged(40):
+        pass
+    with pytest.raises(QuotaExceeded), quotas.charged(1):
+        pytest.fail("not begun")
+    clock.now += 1
+    use.charge(100)
 
 
 # ---- callers ----

@@ -11,7 +11,7 @@ from services.reference.items import Item
 
 @pytest.fixture(scope="module")
 def engine(tiny_policy):
-    return ReferenceEngine(str(tiny_policy), dtype="float32", threads=1)
+    return ReferenceEngine(str(tiny_policy), "cpu", "float32", 1)
 
 
 def items(*asked, temperature=1.0):

@@ -11,7 +11,7 @@ from services.reward.items import Chat, Encoded, Ids, Pair
 
 @pytest.fixture(scope="module")
 def engine(tiny_reward):
-    return RewardEngine(str(tiny_reward), dtype="float32", threads=1)
+    return RewardEngine(str(tiny_reward), "cpu", "float32", 1)
 
 
 def test_facts(engine, tiny_reward):
@@ -23,7 +23,7 @@ def test_facts(engine, tiny_reward):
 
 
 def test_digests_tell_weights_and_tokenizers_apart(engine, tiny_reward, foreign_reward):
-    again = RewardEngine(str(tiny_reward), dtype="float32", threads=1).facts
+    again = RewardEngine(str(tiny_reward), "cpu", "float32", 1).facts
     other = RewardEngine(str(foreign_reward), dtype="float32", threads=1).facts
     assert again == engine.facts
     assert other.weights_sha256 != again.weights_sha256

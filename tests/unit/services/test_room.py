@@ -147,12 +147,12 @@ def test_a_queue_that_empties_lets_anybody_in(crowded):
 
 def test_a_call_that_would_end_after_its_deadline_is_not_begun(crowded):
     # Ten others, 15 items each, at a hundred a second: 1.5 s.
-    assert crowded.admit(15, "hurried", 2.0) == pytest.approx(0.5, abs=0.1)
+    assert crowded.admit(15, "hurried", 1.75) == pytest.approx(0.5, abs=0.1)
     assert crowded.admit(15, "patient", 2.5) is None
 
 
 def test_what_is_before_a_call_follows_from_the_weights(crowded):
-    assert crowded.admit(8, "quarter of theirs", 4.0, weight=0.25) == pytest.approx(1.6, abs=0.1)
+    assert crowded.admit(8, "quarter of theirs", 3.5, weight=0.25) == pytest.approx(2.0, abs=0.1)
     assert crowded.admit(8, "four times theirs", 0.5, weight=4.0) is None
 
 
@@ -161,11 +161,21 @@ def test_who_comes_back_when_it_was_told_is_in_time():
     for number in range(9):
         assert crowd.admit(100, f"bulk {number}") is None
     crowd.answer(100, "bulk 8")
-    end = crowd.clock.now + 10.0
-    assert crowd.admit(100, "hurried", 10.0) == pytest.approx(4.0)  # 8 s of eight others
+    end = crowd.clock.now + 9.0
+    assert crowd.admit(100, "hurried", 9.0) == pytest.approx(4.0)  # 8 s of eight others
     for number in range(8):
         crowd.answer(51, f"bulk {number}")
     assert crowd.admit(100, "hurried", end - crowd.clock.now) is None
+
+
+def test_where_others_stand_in_line_what_ends_is_followed_by_its_like(crowded):
+    """Twenty items are left of each of ten callers; but what they make room for takes its turns, too."""
+    for number in range(10):
+        crowded.answer(80, f"bulk {number}")
+    assert crowded.admit(950, "stands in line") > 0
+    assert crowded.admit(90, "hurried", 10.0) == pytest.approx(5.0, rel=0.05)  # 9 s of ten others
+    crowded.clock.now += 11.5
+    assert crowded.admit(90, "hurried", 10.0) is None
 
 
 def test_of_the_callers_own_calls_only_so_much_is_before_it_as_has_its_turn():
@@ -173,7 +183,7 @@ def test_of_the_callers_own_calls_only_so_much_is_before_it_as_has_its_turn():
     for _ in range(9):
         assert crowd.admit(100, "one") is None
     crowd.answer(100, "one")
-    assert crowd.admit(100, "one", 10.0) == pytest.approx(4.0)  # eight calls like this one: 8 s
+    assert crowd.admit(100, "one", 9.0) == pytest.approx(4.0)  # eight calls like this one: 8 s
     assert crowd.admit(1, "one", 0.3) is None  # one item of each of the eight
 
 
