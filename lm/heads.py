@@ -26,7 +26,7 @@ def reward_model_from(
 
     In Hugging Face's sequence-classification format (`num_labels=1`), so it saves and loads like any
     other reward model. The unembedding is dropped (Ouyang et al. 2022, section 3.5). The final norm is
-    kept. The body is copied, not shared.
+    kept. The body is copied, not shared; it is on the policy's device.
     Raises InputError for a depth the model hasn't, ModelLoadError for an architecture without such a head.
     """
     config = type(policy.config).from_dict(policy.config.to_dict())
@@ -53,4 +53,5 @@ def reward_model_from(
         raise ModelLoadError(f"the scalar head of {config.model_type!r} isn't one linear layer")
     init_scalar_head(head, generator)
     reward.eval()
+    nn.Module.to(reward, policy.device)  # the method's own types are lost in a wrapper of transformers
     return reward

@@ -68,7 +68,8 @@ def _truncate(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     kept_BK, indices_BK = logits_BV.topk(k, dim=-1)
     if top_p < 1:
         probabilities_BK = kept_BK.softmax(dim=-1)
-        mass_before_BK = probabilities_BK.cumsum(dim=-1).roll(1, dims=-1)
+        # In float64: on a GPU, long sums of float32 numbers come out otherwise each time.
+        mass_before_BK = probabilities_BK.cumsum(dim=-1, dtype=torch.float64).roll(1, dims=-1)
         mass_before_BK[:, 0] = 0
         kept_BK = kept_BK.masked_fill(mass_before_BK >= top_p, -torch.inf)
     return torch.full_like(logits_BV, -torch.inf).scatter(-1, indices_BK, kept_BK)

@@ -37,4 +37,4 @@ class ReferenceEngine:
         (temperature,) = {item.temperature for item in items}
         flat_N = response_logprobs(self._loaded.model, sequences, starts, temperature)
         counts = [len(item.ids) - item.start for item in items]
-        return [row.tolist() for row in flat_N.split(counts)]
+        return [row.tolist() for row in flat_N.cpu().split(counts)]

@@ -1,5 +1,6 @@
 """Dropout by kind, where the architecture has it; everything else of it off."""
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from trainer.errors import ConfigError
@@ -33,6 +34,7 @@ def with_dropout(model: PreTrainedModel, rates: dict[str, float]) -> PreTrainedM
     fresh.tie_weights()
     fresh.config = model.config
     fresh.train()
+    nn.Module.to(fresh, model.device)  # its buffers: what isn't in the state dict was made on the CPU
     return fresh
 
 

@@ -139,7 +139,9 @@ class FineTuning:
         sft = self._config.sft
         batch = [self._train[index] for index in self._sampler.next_batch()]
         rate = sft.learning_rate * schedule_factor(step, self._total, sft.warmup_steps, sft.min_lr_rate)
-        with torch.random.fork_rng():  # dropout knows only the global generator
+        device = self._model.device
+        # Dropout knows only the global generators. Those of other GPUs, and their memory, stay untouched.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derived_seed(self._config.run.seed, "dropout", step))
             sums = accumulate_gradient(self._model, self._placement, batch, sft.micro_batch_size)
         norm = self._trained.gradient_norm()

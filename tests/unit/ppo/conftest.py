@@ -37,18 +37,18 @@ PROMPTS = (
 )
 
 
-def place(dtype: torch.dtype) -> Placement:
-    return Placement(torch.device("cpu"), dtype, 1, "for a test")
+def place(dtype: torch.dtype, device: str) -> Placement:
+    return Placement(torch.device(device), dtype, 1, "for a test")
 
 
 @cache
-def loaded_once(load: Callable[..., Any], folder: Path, dtype: torch.dtype) -> Any:
-    return load(str(folder), place(dtype))
+def loaded_once(load: Callable[..., Any], folder: Path, placement: Placement) -> Any:
+    return load(str(folder), placement)
 
 
-def loaded_anew(load: Callable[..., Any], folder: Path, dtype: torch.dtype) -> Any:
+def loaded_anew(load: Callable[..., Any], folder: Path, placement: Placement) -> Any:
     """What `load` gives, with a model of its own: a copy, since loading takes much longer."""
-    loaded = loaded_once(load, folder, dtype)
+    loaded = loaded_once(load, folder, placement)
     return replace(loaded, model=deepcopy(loaded.model))
 
 
@@ -94,7 +94,7 @@ class LocalReference:
     def logprobs(self, rollout: Rollout) -> Tensor:
         flat = response_logprobs(self.loaded.model, rollout.sequences, rollout.starts, self.temperature)
         counts = [len(response.token_ids) for response in rollout.responses]
-        return unflatten(flat, counts).float()
+        return unflatten(flat, counts).float().cpu()
 
 
 @dataclass
@@ -143,11 +143,12 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture
 def make_world(tiny_policy: Path, tiny_reward: Path) -> MakeWorld:
-    """World(dtype, length, temperature, trainable, critic={…}, **ppo settings), small and quick."""
+    """World(dtype, device, length, temperature, trainable, critic={…}, **ppo settings), small and quick."""
 
     def make(
         dtype: torch.dtype = torch.float32,
         *,
+        device: str = "cpu",
         length: int = 6,
         temperature: float = 1.0,
         trainable: str | list[str] = "all",
@@ -158,12 +159,13 @@ def make_world(tiny_policy: Path, tiny_reward: Path) -> MakeWorld:
         base = {"batch_size": 8, "num_mini_batches": 2, "learning_rate": 1e-3, "warmup_iterations": 0}
         config = PPOSection(**(base | settings))
         critic_config = CriticSection(path=str(tiny_reward), **({"learning_rate": 1e-3} | (critic or {})))
-        loaded = loaded_anew(load_causal_lm, tiny_policy, dtype)
+        placement = place(dtype, device)
+        loaded = loaded_anew(load_causal_lm, tiny_policy, placement)
         prompts = [
             Prompt(i, tuple(loaded.tokenizer(text)["input_ids"]), text) for i, text in enumerate(PROMPTS)
         ]
-        generator = loaded_anew(load_causal_lm, tiny_policy, dtype)
-        reference = loaded_anew(load_causal_lm, tiny_policy, dtype)
+        generator = loaded_anew(load_causal_lm, tiny_policy, placement)
+        reference = loaded_anew(load_causal_lm, tiny_policy, placement)
         target = loaded.tokenizer("e")["input_ids"][0]
         roles = Roles(
             LocalPolicy(generator, length, temperature),
@@ -174,14 +176,14 @@ def make_world(tiny_policy: Path, tiny_reward: Path) -> MakeWorld:
             loaded,
             config,
             trainable=trainable,
-            placement=place(dtype),
+            placement=placement,
             generator_dtype=dtype,
             temperature=temperature,
             seed=3,
             pretraining=PretrainingMix(documents, config.ptx_length, seed=4) if documents else None,
         )
         value = ValueCritic(
-            loaded_anew(load_reward_model, tiny_reward, dtype), critic_config, place(dtype), config.gamma
+            loaded_anew(load_reward_model, tiny_reward, placement), critic_config, placement, config.gamma
         )
         kl = make_controller(config.kl_coef, config.adap_kl_ctrl, config.target, config.horizon)
         return World(config, prompts, roles, learner, value, kl)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICES, TOLERANCE
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -62,8 +63,9 @@ def demonstration_rewards(config: RewardModelConfig) -> torch.Tensor:
     return (torch.stack(scores) - model.config.reward_mean) / model.config.reward_std
 
 
-def test_golden_losses(make_config: MakeConfig):
-    config = make_config()
+@pytest.mark.parametrize("device", DEVICES)
+def test_golden_losses(make_config: MakeConfig, device: str):
+    config = make_config(model={"device": device})
     run(config, RunOptions())
     found = {"train/loss": [line["train/loss"] for line in lines(config)]}
     found["validation"] = [evaluation_of(config)["validation"]["measures"]["validation/loss"]]
@@ -73,7 +75,7 @@ def test_golden_losses(make_config: MakeConfig):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     for name, values in golden.items():
-        assert found[name] == pytest.approx(values, rel=1e-6), name
+        assert found[name] == pytest.approx(values, rel=TOLERANCE[device]), name
 
 
 def test_it_learns_the_order(make_config: MakeConfig, caplog: pytest.LogCaptureFixture):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICES, TOLERANCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,8 +42,9 @@ def same_weights(one: Path, other: Path) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_golden_losses(make_config: MakeConfig):
-    config = make_config()
+@pytest.mark.parametrize("device", DEVICES)
+def test_golden_losses(make_config: MakeConfig, device: str):
+    config = make_config(model={"device": device})
     run(config, RunOptions())
     found = {
         "train/loss": [line["train/loss"] for line in lines(config)],
@@ -53,7 +55,7 @@ def test_golden_losses(make_config: MakeConfig):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     for name, values in golden.items():
-        assert found[name] == pytest.approx(values, rel=1e-6), name
+        assert found[name] == pytest.approx(values, rel=TOLERANCE[device]), name
 
 
 def test_it_learns_and_leaves_what_it_says(make_config: MakeConfig):
