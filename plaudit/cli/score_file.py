@@ -15,6 +15,7 @@ from plaudit.files.asking import Asking
 from plaudit.files.bad_rows import BadRows
 from plaudit.files.formats import Source, format_of, open_source
 from plaudit.files.jsonl import JsonLines
+from plaudit.files.lines import lines_as_they_come
 from plaudit.files.outputs import bad_rows_at, beside, check_outputs, refuse_to_replace, replacing
 from plaudit.files.rows import FileError
 from plaudit.files.scoring import Advance, Job, Outcome, score_pipe
@@ -49,7 +50,7 @@ def _source(path: Path, out: Path, format_: Format | None, asking: Asking) -> So
     if path == PIPE:
         if format_ not in (None, "jsonl"):
             raise FileError(f"stdin is read as JSON lines; write {format_} to a file first")
-        return JsonLines(sys.stdin.buffer)
+        return JsonLines(lines_as_they_come(sys.stdin.buffer))
     if not path.exists():
         raise FileError(f"{path}: no such file (of one response both are needed: PROMPT RESPONSE)")
     found = format_of(path, format_)

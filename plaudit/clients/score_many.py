@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 import grpc
 
-from plaudit.clients.data import Scorable
+from plaudit.clients.data import Chat, Scorable
 from plaudit.clients.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -29,6 +29,8 @@ from plaudit.v1.types_pb2 import ModelVersion
 
 END_SECONDS = 1.0
 """How long a stream whose results are all there has to end."""
+NOT_YET = Chat([])
+"""Stands among the items where none has come for a while, so that results are given meanwhile."""
 _NO_STREAM = 0
 
 
@@ -143,8 +145,13 @@ class BlockingScoring(_Scoring):
             raise self._stopped_by
 
     def _take_one(self, source: Iterator[Scorable]) -> None:
+        started = time.monotonic()
         try:
-            self._take(next(source))
+            item = next(source)
+            if item is not NOT_YET:
+                self._take(item)
+            elif self._flight.is_waiting:
+                self._endurance.spent += time.monotonic() - started
         except StopIteration:
             self._took_all()
         except Exception as error:
@@ -155,7 +162,7 @@ class BlockingScoring(_Scoring):
             self._inbox: SimpleQueue[Event] = SimpleQueue()
             self._send_unanswered(ScoreStream(self._open_stream, self._first, self._inbox.put))
         while stream := self._stream:
-            if not wait and self._inbox.empty():
+            if not wait and self._inbox.empty() and self._endurance.left:
                 return
             time.sleep(self._handle(stream, self._next_event(stream)))
             wait = False

@@ -20,8 +20,9 @@ from plaudit.clients import (
     Unavailable,
     Violation,
 )
+from plaudit.clients.score_many import NOT_YET
 from plaudit.files.columns import added_columns
-from plaudit.files.rows import BadRow, Row, item_of
+from plaudit.files.rows import NO_ROW, BadRow, Row, item_of
 
 Result: TypeAlias = Reward | ItemFailure
 _ABOVE_COLUMNS = re.compile(r"^(item(\.|$))?((pair|chat)(\.|$))?")
@@ -77,6 +78,9 @@ class Asking:
         self, rows: Iterable[Row], asked: deque[Row], on_bad: Callable[[Row, str], None]
     ) -> Iterator[Scorable]:
         for row in rows:
+            if row is NO_ROW:
+                yield NOT_YET
+                continue
             try:
                 item = self.item(row)
             except BadRow as error:

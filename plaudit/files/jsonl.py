@@ -1,15 +1,13 @@
 """JSON lines. A scored row is the line as it was, byte for byte, with the new members behind its last one."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from plaudit.files.rows import Row
+from plaudit.files import lines
+from plaudit.files.rows import NO_ROW, Row
 
-MAX_LINE = 64 << 20
-"""Bytes of a line that are read: no call may carry more."""
 SHOWN = 1000
 """Bytes of a longer one that are kept."""
 _BOM = b"\xef\xbb\xbf"
@@ -21,23 +19,27 @@ class JsonLines:
     names = None
     """Every row has columns of its own."""
 
-    def __init__(self, source: Path | BinaryIO) -> None:
-        """A path can be read again and again, an open file once."""
+    def __init__(self, source: Path | Iterable[lines.Line | None]) -> None:
+        """A path can be read again and again, lines once; None among them becomes NO_ROW."""
         self._source = source
         self.size = source.stat().st_size if isinstance(source, Path) else None
 
     def rows(self, after: int = 0) -> Iterator[Row]:
         """Those on lines behind line `after`."""
-        source, end = self._source, 0
-        with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
-            for line, (raw, length) in enumerate(_lines(file), start=1):
-                end += length
-                if line > after and length > MAX_LINE:
-                    yield Row(line, end, {}, f"is longer than {MAX_LINE:,} bytes", raw[:SHOWN])
-                    continue
-                stripped = (raw.removeprefix(_BOM) if line == 1 else raw).strip()
-                if line > after and stripped:
-                    yield _row(line, end, stripped)
+        line = end = 0
+        source = self._source
+        for read in lines.lines_of(source) if isinstance(source, Path) else source:
+            if read is None:
+                yield NO_ROW
+                continue
+            raw, length = read
+            line, end = line + 1, end + length
+            if line > after and length > lines.MAX_LINE:
+                yield Row(line, end, {}, f"is longer than {lines.MAX_LINE:,} bytes", raw[:SHOWN])
+                continue
+            stripped = (raw.removeprefix(_BOM) if line == 1 else raw).strip()
+            if line > after and stripped:
+                yield _row(line, end, stripped)
 
     def original(self, row: Row) -> object:
         """The row as JSON, or its text where it is none."""
@@ -61,16 +63,6 @@ class JsonLinesSink:
 
     def close(self) -> None:
         """Everything is written already."""
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Lines and their lengths; of one that is longer than MAX_LINE only the beginning."""
-    while raw := file.readline(MAX_LINE + 1):
-        length, last = len(raw), raw
-        while len(last) > MAX_LINE and not last.endswith(b"\n"):
-            last = file.readline(MAX_LINE + 1)
-            length += len(last)
-        yield raw, length
 
 
 def _row(line: int, end: int, raw: bytes) -> Row:

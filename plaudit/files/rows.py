@@ -37,6 +37,10 @@ class Row:
     """The row as its own format needs it to write it again."""
 
 
+NO_ROW = Row(0, 0, {}, "", b"")
+"""Stands among the rows of a pipe where none has come for a while."""
+
+
 def item_of(row: Row, ids: bool, added: Sequence[str]) -> Scorable:
     """What to score: a pair before a conversation, and token ids before both if `ids` are asked for.
 

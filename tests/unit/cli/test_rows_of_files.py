@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from plaudit import Chat
-from plaudit.files import jsonl, parquet
+from plaudit.files import jsonl, lines, parquet
 from plaudit.files.csv_rows import Csv
 from plaudit.files.formats import format_of, open_source
 from plaudit.files.jsonl import JsonLines
@@ -86,9 +87,29 @@ def test_a_broken_line_is_told_as_it_was(write):
     assert [source.original(row) for row in source.rows()] == ['{"a": �', {"a": 1}]
 
 
+@pytest.fixture(scope="module")
+def lines_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("lines") / "lines"
+
+
+@given(st.lists(st.binary(max_size=12) | st.sampled_from([b"\n", b"a\r\n", b"b\n\nc", b"x" * 25])))
+def test_a_pipes_lines_are_those_of_the_file(lines_file, chunks):
+    lines_file.write_bytes(b"".join(chunks))
+    ours, theirs = os.pipe()
+    with pytest.MonkeyPatch.context() as patched, os.fdopen(ours, "rb") as pipe:
+        patched.setattr(lines, "MAX_LINE", 20)
+        patched.setattr(lines, "CHUNK", 7)
+        patched.setattr(lines, "POLL_S", 0.0)
+        come = lines.lines_as_they_come(pipe)
+        assert next(come) is None, "none has come"
+        os.write(theirs, b"".join(chunks))
+        os.close(theirs)
+        assert [*come] == [*lines.lines_of(lines_file)]
+
+
 @pytest.mark.parametrize("length", [90, 100, 101, 150, 201, 202, 303, 1000])
 def test_a_line_that_no_call_could_carry_is_bad_and_never_whole_in_memory(write, monkeypatch, length):
-    monkeypatch.setattr(jsonl, "MAX_LINE", 100)
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
     monkeypatch.setattr(jsonl, "SHOWN", 10)
     long = '{"a": "' + "x" * (length - 9) + '"}'
     content = f'{{"a": 1}}\n{long}\n{{"a": 3}}\n'
@@ -121,7 +142,8 @@ def test_a_scored_line_keeps_its_bytes(write):
 )
 def test_a_scored_line_is_the_object_with_new_members(columns, space, ascii_only):
     text = json.dumps(columns, ensure_ascii=ascii_only, separators=(",", " " * (space or 0) + ":"))
-    source = JsonLines(io.BytesIO(text.encode("utf-8", "surrogatepass")))
+    line = text.encode("utf-8", "surrogatepass")
+    source = JsonLines([(line, len(line))])
     (row,) = source.rows()
     if row.problem:
         assert not ascii_only, "lone surrogates are no UTF-8, but they are JSON's escapes"
@@ -149,8 +171,8 @@ def test_csv(write):
 
 def test_csv_behind_a_line(write):
     source = Csv(write(TABLE, "rows.csv"))
-    for after, lines in ((0, [2, 3, 6]), (2, [3, 6]), (3, [6]), (6, [])):
-        assert [row.line for row in source.rows(after)] == lines
+    for after, places in ((0, [2, 3, 6]), (2, [3, 6]), (3, [6]), (6, [])):
+        assert [row.line for row in source.rows(after)] == places
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

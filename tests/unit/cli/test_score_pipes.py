@@ -1,23 +1,25 @@
 """`plaudit score` between pipes."""
 
-import io
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 from row_files import GOOD, bad_and_good, lines, right, write_form
 
 
 @pytest.fixture
-def typed(monkeypatch):
+def typed(monkeypatch, tmp_path_factory):
     """typed(rows): what stands on stdin."""
+    path = tmp_path_factory.mktemp("stdin") / "rows"
+    with ExitStack() as stack:
 
-    def put(rows):
-        text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        def put(rows):
+            path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+            monkeypatch.setattr(sys, "stdin", stack.enter_context(path.open()))
 
-    return put
+        yield put
 
 
 def test_stdin_to_stdout(score, toy, typed):
@@ -71,6 +73,25 @@ def test_between_processes(toy):
     )
     assert (done.returncode, done.stderr) == (0, "plaudit: scored 60 rows\n")
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(60)]
+
+
+def test_rows_come_while_the_pipe_has_no_further_one(toy):
+    """As `tail -f file | plaudit score - | …` has it."""
+    command = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
+    with subprocess.Popen(
+        [*command, "score", "-", "--address", toy.address],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for numbers in ((0,), (1, 2, 3)):
+            process.stdin.write("".join(json.dumps(GOOD[number]) + "\n" for number in numbers))
+            process.stdin.flush()
+            assert [json.loads(process.stdout.readline())["id"] for _ in numbers] == [*numbers]
+        half = json.dumps(GOOD[4])
+        process.stdin.write(half[:9])
+        process.stdin.flush()
+        process.stdin.write(half[9:])
+        out, err = process.communicate(timeout=60)
+    assert (json.loads(out)["id"], err) == (4, "plaudit: scored 5 rows\n")
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(toy, files):

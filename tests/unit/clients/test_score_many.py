@@ -29,6 +29,7 @@ from plaudit import (
     Violation,
 )
 from plaudit.clients import flight, token as client_token
+from plaudit.clients.score_many import NOT_YET
 from plaudit.clients.streams import MESSAGE_BYTES, MESSAGE_ITEMS
 from plaudit.v1 import reward_pb2
 
@@ -352,6 +353,38 @@ def test_a_service_that_starts_again_is_found(serve_streams, streams, score_many
     serve_streams(streams.answer, address=first.address)
     got.extend(results)
     assert got == expected(200)
+
+
+@pytest.fixture
+def seldom():
+    """Items of which none comes until `go` is set."""
+    go = threading.Event()
+
+    def items(first):
+        yield from first
+        while not go.is_set():
+            time.sleep(0.01)
+            yield NOT_YET
+        yield ("p", str(len(first)))
+
+    return items, go
+
+
+def test_results_are_given_while_no_further_item_comes(serve_streams, streams, seldom):
+    items, go = seldom
+    with RewardClient(serve_streams(streams.answer).address) as client:
+        results = client.score_many(items(pairs(3)))
+        assert [next(results) for _ in range(3)] == expected(3)
+        go.set()
+        assert list(results) == expected(1, start=3)
+
+
+def test_nor_is_a_silent_service_waited_for_meanwhile(serve_streams, streams, seldom):
+    items, _ = seldom
+    server = serve_streams(streams.never_answer)
+    client = RewardClient(server.address, timeout=0.3)
+    with client, pytest.raises(DeadlineExceeded, match=r"no result within 0\.3 s"):
+        next(client.score_many(items(pairs(3))))
 
 
 def with_weights(digest, behave):
