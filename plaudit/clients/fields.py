@@ -61,7 +61,12 @@ def refuse_str(path: str, values: object) -> None:
 def fill_chat(message: types_pb2.Chat, path: str, chat: data.Chat) -> None:
     """Turn by turn."""
     message.SetInParent()
-    for index, turn in enumerate(chat.messages):
+    try:
+        turns = iter(chat.messages)
+    except TypeError:
+        kind = type(chat.messages).__name__
+        raise InvalidArgument.at(f"{path}messages", f"a {kind} can't be sent here; give turns") from None
+    for index, turn in enumerate(turns):
         where = f"{path}messages[{index}]"
         try:
             role, content = (turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn

@@ -98,9 +98,10 @@ class _Scoring:
         digests = (model.weights_sha256, model.tokenizer_sha256)
         self._digests = self._digests or digests
         if digests != self._digests:
+            which = 0 if digests[0] != self._digests[0] else 1
             text = (
-                f"the weights are now {digests[0][:12]} of {model.model_id!r}, those of the results before "
-                f"were {self._digests[0][:12]}; score all items again, or give the addresses of one model"
+                f"{('weights', 'tokenizer')[which]} {digests[which][:12]} of {model.model_id!r} go on where "
+                f"{self._digests[which][:12]} began; score all again, or give the addresses of one model"
             )
             raise FailedPrecondition(text, stream.opened.where)
 

@@ -5,7 +5,7 @@ from typing import cast
 
 from plaudit.clients import data
 from plaudit.clients.data_reward import Priority, Truncation
-from plaudit.clients.errors import Details, InvalidArgument, ItemFailure
+from plaudit.clients.errors import InvalidArgument, ItemFailure
 from plaudit.clients.fields import enum_number, extend, fill_chat, refuse_str, set_fields, set_given
 from plaudit.clients.from_proto import PRIORITIES, TRUNCATIONS
 from plaudit.clients.unsendable import Unsendable
@@ -54,6 +54,9 @@ def score_request(
     unsendable = Unsendable()
     for index, item in enumerate(items):
         message = request.items.add()
+        if isinstance(item, ItemFailure):
+            unsendable.add(index, item)
+            continue
         try:
             _fill_item(message, f"items[{index}]", item)
         except InvalidArgument as error:
@@ -131,8 +134,6 @@ def _fill_item(message: reward_pb2.ScoreItem, path: str, item: object) -> None:
     match item:
         case str():
             raise InvalidArgument.at(path, "one str; write (prompt, response)")
-        case ItemFailure():
-            raise InvalidArgument(item.message, details=Details(violations=item.violations))
         case data.Chat():
             fill_chat(message.chat, f"{path}.chat.", item)
         case [str() as prompt, response]:

@@ -20,9 +20,11 @@ class Unsendable:
     def __init__(self) -> None:
         self._failures: dict[int, ItemFailure] = {}
 
-    def add(self, index: int, error: InvalidArgument) -> None:
-        """Item `index` can't be sent because of `error`."""
-        self._failures[index] = ItemFailure("INVALID_ARGUMENT", error.reason, error.violations)
+    def add(self, index: int, why: InvalidArgument | ItemFailure) -> None:
+        """Item `index` can't be sent, or had failed before."""
+        if isinstance(why, InvalidArgument):
+            why = ItemFailure("INVALID_ARGUMENT", why.reason, why.violations)
+        self._failures[index] = why
 
     def put_into(self, results: tuple[ResultT, ...]) -> tuple[ResultT | ItemFailure, ...]:
         """`results` with the failures in their places."""
@@ -30,18 +32,21 @@ class Unsendable:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Raises an InvalidArgument of the service with what is wrong in the place of what it saw."""
+        """Raises the service's InvalidArgument about items with these failures in the place of what it saw.
+
+        They are all named; of what it finds itself, the service names the first.
+        """
         try:
             yield
         except InvalidArgument as error:
-            violations = tuple(each for seen in error.violations for each in self._of(seen))
-            if violations == error.violations:
+            seen = [(int(place[1]), each) for each in error.violations if (place := _INDEX.match(each.field))]
+            if not self._failures or not seen:
                 raise
+            found = [(index, each) for index, each in seen if index not in self._failures]
+            for index, failure in self._failures.items():
+                own = failure.violations or (Violation(f"items[{index}]", failure.message),)
+                found.extend((index, each) for each in own)
+            violations = tuple(each for _, each in sorted(found, key=lambda one: one[0]))
             reason = "; ".join(f"{each.field}: {each.description}" for each in violations)
             details = Details(violations=violations, request_id=error.request_id)
             raise InvalidArgument(reason, error.where, details) from error.__cause__
-
-    def _of(self, seen: Violation) -> tuple[Violation, ...]:
-        place = _INDEX.match(seen.field)
-        failure = self._failures.get(int(place[1])) if place else None
-        return failure.violations if failure else (seen,)

@@ -27,21 +27,22 @@ def lines_of(path: Path) -> Iterator[Line]:
 
 
 def lines_as_they_come(file: BinaryIO) -> Iterator[Line | None]:
-    """All lines of an open file of which nothing has been read; None every POLL_S that none is whole."""
+    """All lines of an open file that nobody has read from; None every POLL_S, and after all that came."""
     begun, length = bytearray(), 0
     while True:
         if not select.select([file], [], [], POLL_S)[0]:
             yield None
             continue
         chunk = os.read(file.fileno(), CHUNK)
+        if not chunk:
+            break
         for piece in _pieces(chunk):
             begun += piece[: MAX_LINE + 1 - len(begun)]
             length += len(piece)
             if piece.endswith(b"\n"):
                 yield bytes(begun), length
                 begun, length = bytearray(), 0
-        if not chunk:
-            break
+        yield None
     if length:
         yield bytes(begun), length
 

@@ -8,7 +8,9 @@ from plaudit.clients import ItemFailure, Scorable
 from services.gateway import problems, schemas
 from services.gateway.paths import OPTIONS, Paths
 
-SCORE_PATHS = Paths(OPTIONS, (r"\.(?:pair|chat)\b", ""), (r"\.token_ids\.ids\b", ".token_ids"))
+SCORE_PATHS = Paths(
+    OPTIONS, (r"^(items\[\d+\])\.(?:pair\b|chat(?=\.))", r"\1"), (r"\.token_ids\.ids\b", ".token_ids")
+)
 PROMPT_PATHS = Paths(OPTIONS, (r"^text$", "prompt"), (r"^chat\.", ""), (r"^chat$", "messages"))
 
 

@@ -10,9 +10,10 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
-from services.errors import InvalidInput
+from services.errors import InvalidInput, QuotaExceeded
 from services.reward.config import EnsembleSpec
 from services.reward.dataplane import PlainModel
 from services.reward.interface import Answer, Combination, ComponentFacts, Options, Pending, Timing
@@ -87,11 +88,18 @@ class Ensemble:
         self, items: Sequence[Item | InvalidInput], fields: Sequence[str], options: Options
     ) -> list[Pending]:
         """As RewardModel.begin. What one member refuses, all withdraw."""
+        counts: list[int] = []
+        own = replace(options, charge=counts.append)
         begun = await asyncio.gather(
-            *(member.begin(items, fields, options) for member in self._members), return_exceptions=True
+            *(member.begin(items, fields, own) for member in self._members), return_exceptions=True
         )
         failed = next((result for result in begun if isinstance(result, BaseException)), None)
         answers = [result for result in begun if not isinstance(result, BaseException)]
+        if failed is None:
+            try:  # for all together: one by one, the second would be refused for the first, again and again
+                options.charge(sum(counts))
+            except QuotaExceeded as error:
+                failed = error
         if failed is not None:
             for pending in (each for member in answers for each in member):
                 pending.future.cancel()

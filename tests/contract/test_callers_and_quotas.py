@@ -55,6 +55,7 @@ def tokens(tmp_path_factory):
         entry("seldom", "score", name="seldom", requests_per_second=0.01),
         entry("one", "score", name="one", in_flight=1),
         entry("few", "score", "generate", "logprobs", name="few", tokens_per_second=0.5),
+        entry("both", "score", name="both", tokens_per_second=40),
         entry("steady", "score", name="steady", tokens_per_second=4000),
     )
 
@@ -112,6 +113,23 @@ def test_requests_beyond_the_quota_come_back_later(reward):
             client.score([PAIR])
     assert 90 < caught.value.retry_after <= 100
     assert refused(reward, "requests") == before + 1
+
+
+def test_an_ensembles_members_are_charged_for_together(tokens, tiny_reward, tmp_path):
+    """One by one, the second would be refused for what the first had taken, again and again."""
+    file = tmp_path / "models.toml"
+    names = ["one", "two"]
+    entries = [f'[[models]]\nname = "{name}"\npath = "{tiny_reward}"\ndtype = "float32"\n' for name in names]
+    file.write_text("".join(entries) + '[[models]]\nname = "both"\nensemble = ["one", "two"]\n')
+    with served(lambda: reward_service(options(file)), tokens) as server:
+        with RewardClient(server.address, token="free") as client:
+            (alone,) = client.score([PAIR], model="one")
+        items = [PAIR] * (30 // alone.token_count)
+        assert 20 < len(items) * alone.token_count < 40
+        with RewardClient(server.address, token="both", timeout=5) as client:
+            assert len(client.score(items, model="both").rewards) == len(items)
+            with pytest.raises(Overloaded, match="quota of 40 tokens a second"):
+                client.score(items * 5, model="both", timeout=0.2)
 
 
 def test_health_has_no_quota(reward):

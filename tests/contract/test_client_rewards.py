@@ -96,6 +96,17 @@ def test_nor_does_one_that_cannot_even_be_sent(reward, malformed):
     assert all(violation.description in str(caught.value) for violation in said)
 
 
+def test_all_or_nothing_names_every_one_that_cannot_be_sent(reward):
+    items = [*[5] * 12, ("the film is", " good"), ("", ""), ItemFailure("INTERNAL", "no number")]
+    with pytest.raises(InvalidArgument) as caught:
+        reward.score(items, all_or_nothing=True)
+    named = [violation.field.partition(".")[0] for violation in caught.value.violations]
+    assert [name for index, name in enumerate(named) if name not in named[:index]] == [
+        f"items[{index}]" for index in (*range(12), 14)
+    ]
+    assert "items[14]: no number" in str(caught.value)
+
+
 def test_ids_of_another_tokenizer(reward):
     with pytest.raises(FailedPrecondition) as caught:
         reward.score([[1, 2, 3]], tokenizer_sha256="0" * 64)

@@ -313,6 +313,7 @@ MALFORMED = {
     "wrong type": ({"prompt": "a", "response": 5}, ".response", "valid string"),
     "half a turn": ({"messages": [{"content": "x"}]}, ".messages[0].role", "required"),
     "two forms": (ITEM | {"token_ids": [1]}, ".token_ids", "no such key"),
+    "key of another form": ({"prompt": "a", "response": "b", "chat": 1}, ".chat", "no such key"),
     "id of no kind": ({"token_ids": [1, "2"]}, ".token_ids[1]", "valid integer"),
     "id below zero": ({"token_ids": [1, -2]}, ".token_ids[1]", "-2 can't be sent"),
     "nothing": (None, "", "give prompt and response"),

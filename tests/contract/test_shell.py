@@ -510,13 +510,20 @@ async def test_channelz_tells_of_sockets_and_channels(echo):
     """Also where gRPC says more of them than its messages know."""
     async with start_server(echo.service()) as server, aio.insecure_channel(server.address) as channel:
         stub = channelz_pb2_grpc.ChannelzStub(channel)
-        servers = (await stub.GetServers(channelz_pb2.GetServersRequest())).server
-        newest = max(one.ref.server_id for one in servers)
+        newest, end = 0, False
+        while not end:
+            page = await stub.GetServers(channelz_pb2.GetServersRequest(start_server_id=newest + 1))
+            newest, end = max([newest, *(one.ref.server_id for one in page.server)]), page.end
         found = await stub.GetServerSockets(channelz_pb2.GetServerSocketsRequest(server_id=newest))
         request = channelz_pb2.GetSocketRequest(socket_id=found.socket_ref[0].socket_id)
         assert (await stub.GetSocket(request)).socket.data.streams_started >= 3
-        channels = (await stub.GetTopChannels(channelz_pb2.GetTopChannelsRequest())).channel
-        assert any(server.address in one.data.target for one in channels)
+        last, end, targets = 0, False, ""
+        while not end:
+            request = channelz_pb2.GetTopChannelsRequest(start_channel_id=last + 1)
+            page = await stub.GetTopChannels(request)
+            targets += " ".join(one.data.target for one in page.channel)
+            last, end = max([last, *(one.ref.channel_id for one in page.channel)]), page.end
+        assert server.address in targets
 
 
 async def test_channelz_is_elsewhere_for_who_may_look(echo):

@@ -27,7 +27,8 @@ def folder(tmp_path: Path, tiny_policy: Path, tiny_reward: Path) -> Path:
 @pytest.mark.timeout(300)
 def test_the_readme_does_what_it_says(folder: Path):
     done = subprocess.run(
-        [sys.executable, WARM, READER, folder],
+        # an end by SIGINT takes the servers along
+        ["timeout", "--signal=INT", "--kill-after=10", "260", sys.executable, WARM, READER, folder],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip

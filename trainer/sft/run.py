@@ -140,9 +140,13 @@ class FineTuning:
         batch = [self._train[index] for index in self._sampler.next_batch()]
         rate = sft.learning_rate * schedule_factor(step, self._total, sft.warmup_steps, sft.min_lr_rate)
         device = self._model.device
+        seed = derived_seed(self._config.run.seed, "dropout", step)
         # Dropout knows only the global generators. Those of other GPUs, and their memory, stay untouched.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derived_seed(self._config.run.seed, "dropout", step))
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             sums = accumulate_gradient(self._model, self._placement, batch, sft.micro_batch_size)
         norm = self._trained.gradient_norm()
         finite = math.isfinite(norm)

@@ -110,6 +110,7 @@ BAD_ITEMS = [
     (None, ".token_ids.ids"),
     (Chat([("user", "u"), ("assistant", None)]), ".chat.messages[1].content"),
     (Chat([{"role": "user"}]), ".chat.messages[0]"),
+    (Chat(None), ".chat.messages"),
 ]
 
 
@@ -125,7 +126,7 @@ def test_items_that_cannot_be_sent(item, path):
 
 
 def test_a_failure_among_the_items_is_given_back():
-    failure = ItemFailure("INVALID_ARGUMENT", "row 3 is no row", (Violation("rows[3]", "is no row"),))
+    failure = ItemFailure("INTERNAL", "no number")
     _, failures = score_request([("p", "r"), failure])
     assert failures == (None, failure)
 
