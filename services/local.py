@@ -53,6 +53,7 @@ class LocalService:
 def check_tls(environ: Mapping[str, str] = os.environ) -> None:
     """Raises ServiceFailed where clients of this environment couldn't reach services of this environment."""
     serves, trusts = (bool(environ.get(name)) for name in ("PLAUDIT_TLS_CERT", "PLAUDIT_TLS_CA"))
+    trusts = trusts or (serves and Path(environ["PLAUDIT_TLS_CERT"]).is_dir())  # which has a ca.crt
     if serves is not trusts:
         there, absent = ("CERT", "CA") if serves else ("CA", "CERT")
         raise ServiceFailed(

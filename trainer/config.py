@@ -137,7 +137,7 @@ class RunOptions:
     health_address: str | None = None
     """HOST:PORT of a plaintext port with nothing but health."""
     tls_cert: Path | None = None
-    """PEM of TrainerService's certificate; plaintext without it."""
+    """PEM of TrainerService's certificate, or a directory; plaintext without it."""
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     """PEM of the CAs of which every caller must have a certificate."""
@@ -147,6 +147,11 @@ class RunOptions:
     """Whose JWTs it takes, too; with the two below."""
     oidc_audience: str | None = None
     oidc_jwks: str | None = None
+
+    @property
+    def insecure_metrics(self) -> bool:
+        """Whether metrics may be reached from other machines: as with services, plaintext with TLS, too."""
+        return self.insecure or self.tls_cert is not None
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

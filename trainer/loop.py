@@ -174,8 +174,9 @@ class Loop:
             self._run.stop as stop,
             StepProgress(self._stage.replace("_", " "), self._total, self.step) as progress,
         ):
-            if self._run.options.metrics_address:
-                address = self.metrics.serve(self._run.options.metrics_address, self._run.options.insecure)
+            options = self._run.options
+            if options.metrics_address:
+                address = self.metrics.serve(options.metrics_address, options.insecure_metrics)
                 print(f"metrics on {address}", flush=True)
             self._run.board.tell(state="running", step=self.step, total_steps=self._total)
             if at_start:

@@ -133,7 +133,8 @@ class Connection:
         `tls_ca` turns TLS on: PEM of the CAs of which the server must have a certificate. `tls_cert` and
         `tls_key` are the client's own, where the server asks for one. They are PLAUDIT_TLS_CA,
         PLAUDIT_TLS_CERT and PLAUDIT_TLS_KEY of the environment unless given, and read again when they
-        change. `tls_name` is the name in the server's certificate where that isn't the host of `address`.
+        change. Each may be a directory with ca.crt, tls.crt or tls.key, of which `tls_cert` alone brings all
+        three. `tls_name` is the name in the server's certificate where that isn't the host of `address`.
         Without TLS a token goes to this machine only, unless `insecure` (or PLAUDIT_INSECURE=1) says that
         the network is trusted.
 

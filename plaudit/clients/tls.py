@@ -67,13 +67,17 @@ class TlsFiles:
 def tls_files(ca: File | None, cert: File | None, key: File | None) -> TlsFiles | None:
     """The files given, else those of the environment; None for plaintext. Raises InvalidArgument.
 
-    A certificate of the environment is ignored without a CA: it may be that of a server in this process.
+    A directory holds files called as in a TLS Secret of Kubernetes; as the certificate it brings key and CA,
+    unless others are given. A file of the environment that is a certificate is ignored without a CA: it may
+    be that of a server in this process.
     """
     asked = ca is not None or cert is not None or key is not None
     ca, cert, key = (
         given if given is not None else os.environ.get(f"PLAUDIT_TLS_{name}") or None
         for name, given in (("CA", ca), ("CERT", cert), ("KEY", key))
     )
+    if cert and Path(cert).is_dir():
+        ca, key = ca or cert, key or cert
     if ca is None:
         if asked:
             raise InvalidArgument.at("tls_ca", "is missing; say whom to trust (PLAUDIT_TLS_CA)")
@@ -81,7 +85,9 @@ def tls_files(ca: File | None, cert: File | None, key: File | None) -> TlsFiles 
     if (cert is None) is not (key is None):
         missing = "tls_key" if key is None else "tls_cert"
         raise InvalidArgument.at(missing, "is missing; tls_cert and tls_key go together")
-    return TlsFiles(Path(ca), Path(cert) if cert else None, Path(key) if key else None)
+    return TlsFiles(
+        _pem(ca, "ca.crt"), _pem(cert, "tls.crt") if cert else None, _pem(key, "tls.key") if key else None
+    )
 
 
 class Channels(Generic[ChannelT]):
@@ -133,6 +139,10 @@ class Channels(Generic[ChannelT]):
         except InvalidArgument:
             if not self._now:
                 raise
+
+
+def _pem(path: File, name: str) -> Path:
+    return Path(path, name) if Path(path).is_dir() else Path(path)
 
 
 def _read(name: str, path: Path) -> bytes:

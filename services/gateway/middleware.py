@@ -68,8 +68,9 @@ class Bookkeeping:
         except ProblemError as problem:
             await problems.response(problem)(exchange.scope, exchange.receive, exchange.send)
             exchange.trace_refusal()
-        except Exception:  # the app has answered it already
-            errors_log.exception("unexpected error in %s %s", exchange.method, exchange.path)
+        except Exception as error:  # the app has answered it already
+            bare = logs.without_text(error)
+            errors_log.error("unexpected error in %s %s", exchange.method, exchange.path, exc_info=bare)
 
     def _record(self, exchange: "_Exchange") -> None:
         seconds = time.perf_counter() - exchange.started

@@ -38,7 +38,7 @@ class Shown:
     peer: str
     """Where it calls from, for the log."""
     host: str
-    """The peer without its port: whose failures are counted."""
+    """The peer without its port: whose failures are counted, with those of its network."""
     authorization: str | None
     """The header; without one the certificate counts."""
     names: tuple[str, ...] = ()

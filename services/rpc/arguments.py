@@ -7,7 +7,11 @@ import typer
 
 TlsCert: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--tls-cert", envvar="PLAUDIT_TLS_CERT", help="PEM of the server's certificate and chain."),
+    typer.Option(
+        "--tls-cert",
+        envvar="PLAUDIT_TLS_CERT",
+        help="PEM of the server's certificate and chain, or a directory with tls.crt and tls.key.",
+    ),
 ]
 TlsKey: TypeAlias = Annotated[
     Path | None, typer.Option("--tls-key", envvar="PLAUDIT_TLS_KEY", help="PEM of the certificate's key.")
@@ -17,7 +21,7 @@ TlsClientCa: TypeAlias = Annotated[
     typer.Option(
         "--tls-client-ca",
         envvar="PLAUDIT_TLS_CLIENT_CA",
-        help="PEM of the CAs of which every caller must have a certificate.",
+        help="PEM of the CAs of which every caller must have a certificate, or a directory with ca.crt.",
     ),
 ]
 TokensFile: TypeAlias = Annotated[

@@ -80,8 +80,9 @@ def open_files(
     if security.names_callers or token is not None or token_file is not None:
         tokens = open_tokens(security.tokens, token, token_file)
         tokens.on_read = metrics.files.labels("tokens").set
-    if security.tls_cert is not None and security.tls_key is not None:
-        certificate = open_tls(TlsFiles(security.tls_cert, security.tls_key, security.tls_client_ca))
+    cert, key, client_ca = security.pem_files()
+    if cert is not None and key is not None:
+        certificate = open_tls(TlsFiles(cert, key, client_ca))
         certificate.on_read = metrics.files.labels("tls").set
     return tokens, certificate
 

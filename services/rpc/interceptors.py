@@ -95,7 +95,7 @@ class _Series:
 
 
 class Errors(CallInterceptor):
-    """Turns what a handler raises into a status; a fault of ours into an id, its stack into the log."""
+    """Turns what a handler raises into a status; a fault of ours into an id, and its stack into the log."""
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
@@ -108,10 +108,15 @@ class Errors(CallInterceptor):
             refusal = status.refusal(error)
             if refusal is None:
                 error_id = status.new_error_id()
-                errors_log.exception("internal error %s in %s/%s", error_id, call.service, call.method)
+                told = "internal error %s in %s/%s"
+                bare = logs.without_text(error)
+                errors_log.error(told, error_id, call.service, call.method, exc_info=bare)
                 refusal = status.internal(error_id)
             kept = tuple(call.context.trailing_metadata() or ())
-            await call.context.abort(refusal.code, refusal.message, (*kept, *refusal.trailing_metadata()))
+            try:
+                await call.context.abort(refusal.code, refusal.message, (*kept, *refusal.trailing_metadata()))
+            except aio.AbortError as aborted:
+                raise aborted from None  # spans record its stack, and would record what a fault says
 
 
 class Readiness(CallInterceptor):

@@ -13,6 +13,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _ACCEPTED_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
+MOST_CAUSES = 8
+"""Errors that are told of, one the cause of the next."""
+
 
 def accept_request_id(offered: str | None) -> str:
     """The caller's id if it is fit for a log line, else a new one."""
@@ -58,6 +61,19 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             content["stack"] = self.formatException(record.exc_info)
         return json.dumps({key: value for key, value in content.items() if value}, ensure_ascii=False)
+
+
+def without_text(error: BaseException, deep: int = MOST_CAUSES) -> BaseException:
+    """What stands for a fault in the log: its type's name, stack, and so for what it came of `deep` times.
+
+    Its text may hold what callers wrote, and is left out.
+    """
+    kind = type(error)
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    bare: BaseException = type(kind.__name__, (Exception,), names)()
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    bare.__context__ = None if before is None or not deep else without_text(before, deep - 1)
+    return bare.with_traceback(error.__traceback__)
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

@@ -22,10 +22,10 @@ class Security:
     """Who may reach a server, and over what. docs/security.md says how to turn it on."""
 
     tls_cert: Path | None = None
-    """PEM of the server's certificate and its chain; plaintext without it."""
+    """PEM of the server's certificate and its chain, or a directory; plaintext without it."""
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
-    """PEM of the CAs of which every caller must have a certificate."""
+    """PEM of the CAs of which every caller must have a certificate, or a directory with a ca.crt."""
     tokens: Path | None = None
     """TOML of the callers, in tokens.py."""
     oidc_issuer: str | None = None
@@ -45,10 +45,22 @@ class Security:
         """Whether there is TLS."""
         return self.tls_cert is not None
 
+    def pem_files(self) -> tuple[Path | None, Path | None, Path | None]:
+        """Certificate, key and callers' CA; in a directory they are called as in a TLS Secret of Kubernetes.
+
+        A directory in the place of the certificate brings the key, too, but no CA: whether callers must
+        have certificates is always said by `tls_client_ca`.
+        """
+        key = self.tls_key
+        if key is None and self.tls_cert is not None and self.tls_cert.is_dir():
+            key = self.tls_cert
+        return _pem(self.tls_cert, "tls.crt"), _pem(key, "tls.key"), _pem(self.tls_client_ca, "ca.crt")
+
     def check(self) -> None:
         """Raises OptionError for files that make no sense without others."""
-        if (self.tls_cert is None) is not (self.tls_key is None):
-            missing = "--tls-key" if self.tls_key is None else "--tls-cert"
+        cert, key, _ = self.pem_files()
+        if (cert is None) is not (key is None):
+            missing = "--tls-key" if key is None else "--tls-cert"
             raise OptionError(f"{missing} is missing; --tls-cert and --tls-key go together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise OptionError("--tls-client-ca needs --tls-cert and --tls-key: there is no TLS without them")
@@ -119,6 +131,8 @@ class ServerOptions:
         self._check_reachable("--address", self.address, "give --tls-cert and --tls-key, ")
         if self.metrics_address is not None:
             self._check_reachable("--metrics-address", self.metrics_address)
+        if self.health_address is not None:
+            self._check_reachable("--health-address", self.health_address)
 
     def _check_reachable(self, option: str, address: str, advice: str = "") -> None:
         host, _ = parse_address(address, option)
@@ -151,6 +165,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _pem(path: Path | None, name: str) -> Path | None:
+    return path / name if path is not None and path.is_dir() else path
 
 
 def is_url(source: str) -> bool:

@@ -7,17 +7,19 @@ trainer, in good requests and in bad ones, with every logger at DEBUG.
 import io
 import json
 import logging
+import re
 from contextlib import ExitStack, suppress
 
 import grpc
 import httpx
 import pytest
-from gateway_server import gateway_in_background
+from gateway_server import gateway_in_background, wait_until
 from prometheus_client import generate_latest
 from tracers import spans_in_memory
 
 from plaudit import Chat, PlauditError, PolicyClient, ReferenceClient, RewardClient
 from plaudit.v1 import policy_pb2, reward_pb2, types_pb2
+from services.gateway import routes
 from services.oip import open_inference_pb2 as oip, open_inference_pb2_grpc
 from services.policy.service import policy_service
 from services.reference.service import reference_service
@@ -35,12 +37,15 @@ BROKEN = f"{CANARY}\ud800"
 
 
 class FailsOnTilde(RewardEngine):
-    """Breaks down on one letter, as no engine should."""
+    """Breaks down on one letter, and says all that it read, as no engine should."""
 
     def score(self, batch):
         (tilde,) = self._loaded.tokenizer("~")["input_ids"]
-        if any(tilde in item.ids for item in batch):
-            raise RuntimeError("out of memory at 0x7f")
+        for item in batch:
+            if tilde in item.ids:
+                text = self._loaded.tokenizer.decode(item.ids)
+                assert CANARY in text, "nothing would be tested"
+                raise RuntimeError(text) from ValueError(text)
         return super().score(batch)
 
 
@@ -149,7 +154,25 @@ def test_reward(address):
 def test_a_fault_of_ours(address, told):
     with RewardClient(address["reward"]) as client:
         refused(client.score, [(CANARY, f"{CANARY}~")])
-    assert "RuntimeError: out of memory at 0x7f" in told.getvalue()
+    said = told.getvalue()
+    assert re.search(r"in score\n.* raise RuntimeError\(text\) from ValueError\(text\)\nRuntimeError\n", said)
+    assert "\nValueError\n" in said
+
+
+def test_a_fault_of_ours_in_a_stream(address):
+    with RewardClient(address["reward"]) as client:
+        refused(lambda: list(client.score_many([(CANARY, f"{CANARY}~")])))
+
+
+def test_a_fault_of_the_gateway(address, told, monkeypatch):
+    def fail(_):
+        raise OSError(f"{CANARY} is in it")
+
+    monkeypatch.setattr(routes.convert, "score_response", fail)
+    body = {"items": [{"prompt": CANARY, "response": CANARY}]}
+    answer = httpx.post(f"{address['gateway']}/v1/score", json=body)
+    assert answer.status_code == 500 and CANARY not in answer.text
+    wait_until(lambda: "in fail\n" in told.getvalue() and "\nOSError\n" in told.getvalue())
 
 
 def test_open_inference_protocol(address):

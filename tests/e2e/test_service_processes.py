@@ -107,6 +107,12 @@ def test_an_environment_in_which_services_and_clients_would_not_speak_the_same_i
         check_tls({there: "a.pem", absent: ""})
 
 
+def test_a_directory_says_what_services_and_clients_have(tmp_path):
+    check_tls({"PLAUDIT_TLS_CERT": str(tmp_path)})
+    with pytest.raises(ServiceFailed, match="PLAUDIT_TLS_CA is set"):
+        check_tls({"PLAUDIT_TLS_CA": str(tmp_path)})
+
+
 PARENT = """
 import sys, time
 from pathlib import Path

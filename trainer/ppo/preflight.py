@@ -80,9 +80,9 @@ class Clients:
 
         return cls(
             open_fleet(services.policy, open_replica),
-            ReferenceClient(services.reference, timeout=timeout),
+            ReferenceClient(services.reference, timeout=timeout, hedge_after=services.hedge_after),
             Endpoint("reference", services.reference, "services.reference"),
-            RewardClient(services.reward, timeout=timeout),
+            RewardClient(services.reward, timeout=timeout, hedge_after=services.hedge_after),
             Endpoint("reward", services.reward, "services.reward"),
         )
 

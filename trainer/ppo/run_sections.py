@@ -19,7 +19,9 @@ Seconds = Annotated[float, Field(gt=0)]
 class ServicesSection(Section):
     """[services]: where the roles are. All of it may change when a run is resumed; the models may not."""
 
-    volatile = frozenset({"policy", "reference", "reward", "connect_timeout", "call_timeout", "patience"})
+    volatile = frozenset(
+        {"policy", "reference", "reward", "connect_timeout", "call_timeout", "patience", "hedge_after"}
+    )
 
     policy: Annotated[tuple[PolicyAddress, ...], Field(min_length=1)]
     """host:port of every policy replica, each its own: weights never go through a load balancer. In a cluster
@@ -32,6 +34,9 @@ class ServicesSection(Section):
     """Seconds that one call may take."""
     patience: Seconds = 180.0
     """Seconds that a service may be away during the run, before the run stops with a checkpoint."""
+    hedge_after: Seconds | None = None
+    """Seconds without an answer after which a call of reference or reward is made a second time; never if
+    unset."""
 
     @model_validator(mode="after")
     def _different_replicas(self) -> Self:

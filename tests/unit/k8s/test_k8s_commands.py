@@ -127,7 +127,7 @@ def test_servers_accept_their_options_and_listen_for_the_cluster(found):
                 values.get("metrics_address"),
                 values["insecure"],
                 log_format=values.get("log_format", "text"),
-                security=Security(values["tls_cert"], values["tls_key"]),
+                security=Security(*(values[key] and Path(values[key]) for key in ("tls_cert", "tls_key"))),
                 health_address=values["health_address"],
             ).check()
             assert values["address"].startswith("0.0.0.0:"), name

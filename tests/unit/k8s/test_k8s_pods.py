@@ -4,6 +4,7 @@ import pytest
 from manifests import (
     COMPONENT,
     SCENES,
+    SERVING,
     command,
     containers,
     memory,
@@ -220,3 +221,11 @@ def test_production_has_several_of_what_serves():
     for each in of_kind(production, "ScaledObject"):
         assert 2 <= each["spec"]["minReplicaCount"] < each["spec"]["maxReplicaCount"]
     assert named(production, "Deployment", "plaudit-gateway")["spec"]["replicas"] >= 2
+
+
+def test_production_shows_nobody_its_insides():
+    for scene in ("production", "production+gpu"):
+        production = objects(scene)
+        for name in SERVING:
+            pod = named(production, "Deployment", f"plaudit-{name}")["spec"]["template"]["spec"]
+            assert "--no-reflection" in command(pod["containers"][0]), name

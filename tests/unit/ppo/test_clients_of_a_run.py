@@ -1,6 +1,7 @@
 """The clients of a run: what the environment says of tokens and TLS holds for them."""
 
 import pytest
+from pydantic import ValidationError
 
 from trainer.errors import ConfigError
 from trainer.ppo import preflight
@@ -9,9 +10,9 @@ from trainer.ppo.preflight import Clients
 from trainer.ppo.run_sections import ServicesSection
 
 
-def services(host, policy=None):
+def services(host, policy=None, **more):
     policy = policy or f"{host}:50051"
-    return ServicesSection(policy=(policy,), reference=f"{host}:50053", reward=f"{host}:50052")
+    return ServicesSection(policy=(policy,), reference=f"{host}:50053", reward=f"{host}:50052", **more)
 
 
 @pytest.fixture
@@ -52,3 +53,24 @@ def test_pods_show_the_certificate_of_their_service(opened, policy, name):
     replica = opened[0](Endpoint("policy", "10.0.0.7:50051", "services.policy"))
     assert {replica._policy._tls_name, replica._weights._tls_name} == {name}
     replica.close()
+
+
+@pytest.mark.parametrize("seconds", [None, 0.5])
+def test_reference_and_reward_are_asked_twice_if_that_is_asked_for(seconds):
+    clients = Clients.open(services("127.0.0.1", hedge_after=seconds))
+    assert clients.reference._hedge_after == clients.reward._hedge_after == seconds
+    clients.close()
+
+
+def test_nothing_is_asked_twice_unless_asked_for():
+    assert services("127.0.0.1").hedge_after is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "soon"])
+def test_a_second_call_comes_after_some_time(seconds):
+    with pytest.raises(ValidationError, match="hedge_after"):
+        services("127.0.0.1", hedge_after=seconds)
+
+
+def test_a_resumed_run_may_hedge_otherwise():
+    assert "hedge_after" in ServicesSection.volatile

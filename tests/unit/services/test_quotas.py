@@ -211,6 +211,34 @@ def test_a_peer_may_fail_often_and_then_slowly(clock):
     assert failed.wait("ipv4:10.0.0.1") == 0
 
 
+@pytest.mark.parametrize("form", ["ipv6:%5B{}%5D", "ipv6:[{}]", "{}"], ids=["grpc", "brackets", "http"])
+def test_the_addresses_of_one_network_fail_together(clock, form):
+    failed = Failures(clock)
+    for number in range(failures.BURST):
+        failed.count(form.format(f"2001:db8:0:7::{number:x}"))
+    assert failed.wait(form.format("2001:db8:0:7:ffff::1")) > 0
+    assert failed.wait(form.format("2001:db8:0:8::1")) == 0
+    assert len(failed._peers) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "counted"),
+    [
+        ("ipv4:10.0.0.1", "ipv4:10.0.0.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("ipv6:%5B::ffff:10.0.0.1%5D", "ipv6:%5B::ffff:10.0.0.1%5D"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D", "fe80::/64"),
+        ("ipv6:%5B::1%5D", "::/64"),
+        ("unix", "unix"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_whose_failures_count_as_one(peer, counted):
+    assert failures.network(peer) == counted
+
+
 def test_failures_while_nobody_listens_make_it_no_worse(clock):
     failed = Failures(clock)
     for _ in range(10 * failures.BURST):

@@ -59,6 +59,14 @@ def test_not_loopback(host):
     [
         (ServerOptions(address="0.0.0.0:0"), "--address 0.0.0.0:0 can be reached .* --insecure"),
         (ServerOptions(metrics_address="0.0.0.0:0"), "--metrics-address 0.0.0.0:0 can be reached"),
+        (
+            ServerOptions(health_address="0.0.0.0:8081"),
+            "--health-address 0.0.0.0:8081 can be reached .* use 127.0.0.1, or add --insecure",
+        ),
+        (
+            ServerOptions(health_address="[::]:8081", token="t"),
+            r"--health-address \[::\]:8081 can be reached",
+        ),
         (ServerOptions(log_format="xml"), "--log-format is 'xml'; use text or json"),
         (ServerOptions(grace_s=-1), "--grace is -1; use 0"),
         (ServerOptions(token=" "), "PLAUDIT_TOKEN is set but empty"),
@@ -94,8 +102,9 @@ def test_what_cannot_work_is_refused(options, words):
 
 def test_insecure_and_loopback_pass():
     ServerOptions(address="0.0.0.0:0", metrics_address="0.0.0.0:0", insecure=True).check()
-    ServerOptions(metrics_address="localhost:0", token="t").check()
+    ServerOptions(metrics_address="localhost:0", health_address="[::1]:0", token="t").check()
     plain = {"health_address": "0.0.0.0:0", "metrics_address": "0.0.0.0:0"}
+    ServerOptions(**plain, insecure=True).check()
     ServerOptions("0.0.0.0:0", **plain, security=Security(PEM, PEM, PEM)).check()
 
 

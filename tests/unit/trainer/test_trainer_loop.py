@@ -3,6 +3,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from counting_stage import DIGESTS, Config, Counter, Stage, saved
@@ -134,6 +135,21 @@ def test_metrics_are_served_while_it_runs(tmp_path: Path, capsys: pytest.Capture
     loop = Loop("sft", opened, 1, {}, {})
     loop.run(stage.take_step, stage.after_step, {})
     assert capsys.readouterr().out.startswith("metrics on 127.0.0.1:")
+
+
+@pytest.mark.parametrize("how", [{"insecure": True}, {"tls_cert": Path("tls.crt")}], ids=str)
+def test_metrics_are_for_other_machines_where_plaintext_is_asked_for_or_calls_go_by_tls(
+    tmp_path: Path, how: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    stage = Stage(tmp_path, total=0)
+    beyond = RunOptions(metrics_address="0.0.0.0:0")
+    with pytest.raises(ConfigError, match=r"--metrics-address: 0\.0\.0\.0:0 can be reached .* --insecure"):
+        Loop("sft", replace(stage.opened, options=beyond), 0, {}, {}).run(
+            stage.take_step, stage.after_step, {}
+        )
+    opened = replace(stage.opened, options=replace(beyond, **how))
+    Loop("sft", opened, 0, {}, {}).run(stage.take_step, stage.after_step, {})
+    assert capsys.readouterr().out.startswith("metrics on 0.0.0.0:")
 
 
 def test_a_signal_is_a_wish_only_inside():
