@@ -134,6 +134,10 @@ class InvalidArgument(PlauditError):
         """A value that can't be sent, found before any service was asked."""
         return cls(f"{field}: {description}", details=Details(violations=(Violation(field, description),)))
 
+    def of_one_item(self) -> ItemFailure:
+        """The same of one item among others; of_item is the way back."""
+        return ItemFailure("INVALID_ARGUMENT", self.reason, self.violations)
+
 
 class NotFound(PlauditError):
     """An id or name doesn't exist."""
@@ -236,7 +240,8 @@ def from_rpc(
     if details.retry_after is None and (pushback := trailers.get(PUSHBACK_KEY)) is not None:
         details = replace(details, retry_after=_pushback_seconds(pushback))
     if trailers:  # only a service sends any
-        return _BY_CODE.get(code.name, Internal)(_reason(words, details) or code.name, where, details)
+        reason = reason_of(details.violations, words) or code.name
+        return _BY_CODE.get(code.name, Internal)(reason, where, details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
         return InvalidArgument(f"{words}; ask for less in one call", where)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and not is_connected():
@@ -248,9 +253,9 @@ def from_rpc(
     return _BY_CODE.get(code.name, Internal)(words or code.name, where)
 
 
-def _reason(words: str, details: Details) -> str:
-    named = "; ".join(f"{violation.field}: {violation.description}" for violation in details.violations)
-    return named or words
+def reason_of(violations: Iterable[Violation], otherwise: str) -> str:
+    """All of them in a line, or `otherwise` if there are none."""
+    return "; ".join(f"{each.field}: {each.description}" for each in violations) or otherwise
 
 
 def _pushback_seconds(milliseconds: str | bytes) -> float:

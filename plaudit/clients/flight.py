@@ -68,7 +68,7 @@ class Flight:
         try:
             message = _checked(stream_item(str(number), item))
         except InvalidArgument as error:
-            self._done[number] = ItemFailure("INVALID_ARGUMENT", error.reason, error.violations)
+            self._done[number] = error.of_one_item()
             return None
         self._unanswered[message.item_id] = message
         self._waiting_bytes += message.ByteSize()

@@ -61,7 +61,7 @@ def score_request(
             _fill_item(message, f"items[{index}]", item)
         except InvalidArgument as error:
             message.Clear()
-            unsendable.add(index, error)
+            unsendable.add(index, error.of_one_item())
     return request, unsendable
 
 

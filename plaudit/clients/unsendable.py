@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from plaudit.clients.errors import Details, InvalidArgument, ItemFailure, Violation
+from plaudit.clients.errors import Details, InvalidArgument, ItemFailure, Violation, reason_of
 
 ResultT = TypeVar("ResultT")
 _INDEX = re.compile(r"items\[(\d+)\]")
@@ -20,11 +20,9 @@ class Unsendable:
     def __init__(self) -> None:
         self._failures: dict[int, ItemFailure] = {}
 
-    def add(self, index: int, why: InvalidArgument | ItemFailure) -> None:
+    def add(self, index: int, failure: ItemFailure) -> None:
         """Item `index` can't be sent, or had failed before."""
-        if isinstance(why, InvalidArgument):
-            why = ItemFailure("INVALID_ARGUMENT", why.reason, why.violations)
-        self._failures[index] = why
+        self._failures[index] = failure
 
     def put_into(self, results: tuple[ResultT, ...]) -> tuple[ResultT | ItemFailure, ...]:
         """`results` with the failures in their places."""
@@ -47,6 +45,6 @@ class Unsendable:
                 own = failure.violations or (Violation(f"items[{index}]", failure.message),)
                 found.extend((index, each) for each in own)
             violations = tuple(each for _, each in sorted(found, key=lambda one: one[0]))
-            reason = "; ".join(f"{each.field}: {each.description}" for each in violations)
+            reason = reason_of(violations, error.reason)
             details = Details(violations=violations, request_id=error.request_id)
             raise InvalidArgument(reason, error.where, details) from error.__cause__

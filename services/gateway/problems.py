@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from plaudit import clients
 from plaudit.clients import ItemFailure, PlauditError, Violation
+from plaudit.clients.errors import reason_of
 from services.gateway.paths import Paths
 from services.rpc import logs
 
@@ -66,7 +67,7 @@ class ProblemError(Exception):
     def at(cls, field: str, description: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> "ProblemError":
         """The common case of one wrong field."""
         violation = Violation(field, description)
-        return cls(status, "INVALID_ARGUMENT", _detail([violation], ""), [violation])
+        return cls(status, "INVALID_ARGUMENT", reason_of([violation], ""), [violation])
 
 
 _STATUS: dict[type[PlauditError], tuple[HTTPStatus, str]] = {
@@ -100,7 +101,7 @@ def of_error(error: PlauditError, paths: Paths) -> ProblemError:
     violations = paths.violations(error.violations)
     # Whoever asks over HTTP isn't told the addresses behind the gateway; the log is.
     unreachable = isinstance(error, clients.Unreachable)
-    detail = "the reward service can't be reached" if unreachable else _detail(violations, error.reason)
+    detail = "the reward service can't be reached" if unreachable else reason_of(violations, error.reason)
     if kind in _ADVICE:
         detail += f"; {_ADVICE[kind]}"
     wait = kind in (clients.Unavailable, clients.Overloaded)
@@ -116,7 +117,7 @@ def of_item(failure: ItemFailure, paths: Paths) -> ProblemError:
 
 def item_message(failure: ItemFailure, paths: Paths) -> str:
     """Why an item has no score, in words, its fields renamed."""
-    return _detail(paths.violations(failure.violations), failure.message)
+    return reason_of(paths.violations(failure.violations), failure.message)
 
 
 def response(error: ProblemError) -> JSONResponse:
@@ -163,7 +164,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found = [violation(each, "body") for each in error.errors()]
     no_json = any(each["type"] == "json_invalid" for each in error.errors())
     status = HTTPStatus.BAD_REQUEST if no_json else HTTPStatus.UNPROCESSABLE_ENTITY
-    return response(ProblemError(status, "INVALID_ARGUMENT", _detail(found, "invalid"), found))
+    return response(ProblemError(status, "INVALID_ARGUMENT", reason_of(found, "invalid"), found))
 
 
 async def _http(_: Request, error: Exception) -> JSONResponse:
@@ -206,7 +207,3 @@ def _path(place: Sequence[int | str]) -> str:
         elif not part.startswith("<"):
             path += f".{part}" if path else part
     return path
-
-
-def _detail(violations: Sequence[Violation], otherwise: str) -> str:
-    return "; ".join(f"{each.field}: {each.description}" for each in violations) or otherwise

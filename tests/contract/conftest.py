@@ -6,6 +6,9 @@ import pytest
 from certificates import Pems
 from either_client import Blocking
 
+from plaudit.clients import tls as client_tls
+from services.rpc import reloading
+
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request):
@@ -28,6 +31,13 @@ def pems(tmp_path_factory):
     made = Pems(tmp_path_factory.mktemp("pems"))
     made.write("server", "127.0.0.1", "localhost")
     return made
+
+
+@pytest.fixture
+def changes_are_seen_at_once(monkeypatch):
+    """Files of certificates and tokens, by servers and clients."""
+    monkeypatch.setattr(reloading, "RELOAD_S", 0.005)
+    monkeypatch.setattr(client_tls, "CHECK_S", 0.0)
 
 
 @pytest.fixture(scope="module")

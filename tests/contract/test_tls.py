@@ -30,7 +30,6 @@ from plaudit import (
     Unreachable,
 )
 from plaudit.clients import channel, tls as client_tls
-from services.rpc import reloading
 from services.rpc.interceptors import HEALTH
 from services.rpc.options import OptionError, Security
 from services.rpc.tls import TlsFiles, open_certificate
@@ -49,12 +48,6 @@ def server(pems):
 def one_try(monkeypatch):
     """A connection that can't be is no reason to wait for the next try."""
     monkeypatch.setattr(channel, "SERVICE_CONFIG", {**channel.SERVICE_CONFIG, "methodConfig": []})
-
-
-@pytest.fixture
-def changes_are_seen_at_once(monkeypatch):
-    monkeypatch.setattr(reloading, "RELOAD_S", 0.005)
-    monkeypatch.setattr(client_tls, "CHECK_S", 0.0)
 
 
 def get_run_sync(address, **how):

@@ -10,9 +10,7 @@ from gateway_server import gateway_in_background
 from guarded_servers import certificate_entry, served, trainer_service, wait_until, write_tokens
 
 from plaudit import InvalidArgument, PermissionDenied, TrainerClient, Unauthenticated
-from plaudit.clients import tls as client_tls
 from plaudit.clients.tls import TlsFiles, tls_files
-from services.rpc import reloading
 from services.rpc.options import OptionError, Security, ServerOptions
 from trainer.board import Board
 from trainer.config import RunOptions
@@ -60,12 +58,6 @@ def mutual(secret, tmp_path_factory):
     tokens = write_tokens(path, certificate_entry(SPIFFE, "trainer:read"))
     with served(trainer_service, security=Security(secret, None, secret, tokens)) as running:
         yield running
-
-
-@pytest.fixture
-def changes_are_seen_at_once(monkeypatch):
-    monkeypatch.setattr(reloading, "RELOAD_S", 0.005)
-    monkeypatch.setattr(client_tls, "CHECK_S", 0.0)
 
 
 def run_id(address, **how):

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 import pytest
 from row_files import GOOD, bad_and_good, lines, right, write_form
 
+PLAUDIT = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
+
 
 @pytest.fixture
 def typed(monkeypatch, tmp_path_factory):
@@ -66,10 +68,9 @@ def test_a_file_to_stdout(score, files, format_):
 
 
 def test_between_processes(toy):
-    command = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
     text = "".join(json.dumps(row) + "\n" for row in GOOD)
     done = subprocess.run(
-        [*command, "score", "-", "--address", toy.address], input=text, capture_output=True, text=True
+        [*PLAUDIT, "score", "-", "--address", toy.address], input=text, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "plaudit: scored 60 rows\n")
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(60)]
@@ -77,9 +78,8 @@ def test_between_processes(toy):
 
 def test_rows_come_while_the_pipe_has_no_further_one(toy):
     """As `tail -f file | plaudit score - | …` has it."""
-    command = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
     with subprocess.Popen(
-        [*command, "score", "-", "--address", toy.address],
+        [*PLAUDIT, "score", "-", "--address", toy.address],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for numbers in ((0,), (1, 2, 3)):
@@ -97,9 +97,8 @@ def test_rows_come_while_the_pipe_has_no_further_one(toy):
 def test_a_reader_that_goes_away_ends_it_quietly(toy, files):
     path = files / "in.jsonl"
     path.write_text("".join(json.dumps(GOOD[0]) + "\n" for _ in range(5000)))
-    command = [sys.executable, "-c", "import sys; from plaudit.cli import main; sys.exit(main())"]
     with subprocess.Popen(
-        [*command, "score", path, "--address", toy.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PLAUDIT, "score", path, "--address", toy.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout.readline()
