@@ -22,10 +22,11 @@ class Noting:
         self._engine = RewardEngine(str(folder), dtype="float32", threads=1)
         self.facts, self.encode = self._engine.facts, self._engine.encode
         self.token_budget = token_budget
-        self.opened = threading.Event()
+        self.opened, self.begun = threading.Event(), threading.Event()
         self.batches = []
 
     def score(self, batch):
+        self.begun.set()
         self.opened.wait()
         self.batches.append(list(batch))
         return self._engine.score(batch)
@@ -60,7 +61,7 @@ def long(*names):
 
 async def test_items_of_several_callers_share_a_batch(client):
     first = asyncio.create_task(score(client, pair("a", " first")))
-    await waiting(client, 1)
+    assert await asyncio.to_thread(client.engine.begun.wait, 30), "no later one overtakes it"
     items = [pair("a", f" {letter}") for letter in "bcdefg"]
     calls = [asyncio.create_task(score(client, item, caller=f"c{n}")) for n, item in enumerate(items)]
     await waiting(client, 7)
