@@ -206,9 +206,9 @@ class Batcher(HasRoom, Generic[Item, Result]):
     def _entry(
         self, item: Item, length: int, call: _Call, future: "asyncio.Future[Done[Result]]"
     ) -> "Entry[Item, Done[Result]]":
-        number = next(self._numbers)
-        entry = Entry[Item, Done[Result]](
-            item, length, number, call.who, call.number, call.deadline, time.perf_counter()
+        number, now = next(self._numbers), time.perf_counter()
+        entry: Entry[Item, Done[Result]] = Entry(
+            item, length, number, call.who, call.number, call.deadline, now
         )
         self._wait(entry, call, future)
         return entry

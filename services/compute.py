@@ -20,15 +20,15 @@ class CancelFlag:
     """Tells running work that nobody waits for its result; long work looks at it between steps."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._set = False
 
     def set(self) -> None:
-        """Asks the work to stop."""
-        self._event.set()
+        """Asks the work to stop; safe from any thread."""
+        self._set = True
 
     def is_set(self) -> bool:
         """Whether the work should stop."""
-        return self._event.is_set()
+        return self._set
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ RETRY_AFTER_S = 0.5
 
 Who = tuple[str, float]
 """A caller's name and weight."""
+_NONE: Counter[int] = Counter()
 
 
 class Room:
@@ -165,7 +166,7 @@ class Room:
         whole = self._line.stands
         own = sum(
             (_whole(held, of) if whole else held) * min(1.0, items / of)
-            for of, held in self._by_size.get(who, Counter[int]()).items()
+            for of, held in self._by_size.get(who, _NONE).items()
         )
         others = (
             min(self._whole_calls(other) if whole else held, (own + items) * other[1] / who[1])

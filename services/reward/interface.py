@@ -163,9 +163,14 @@ async def score(
     """
     pending = await model.begin(items, fields, options)
     try:
-        results = await asyncio.gather(*(each.future for each in pending))
+        results = await _all([each.future for each in pending])
     finally:
         for each in pending:
             each.future.cancel()
     answers = [each.finish(result) for each, result in zip(pending, results, strict=True)]
     return Scored([answer.outcome for answer in answers], max(answer.timing for answer in answers))
+
+
+async def _all(futures: Sequence["asyncio.Future[Any]"]) -> Sequence[Any]:
+    """Their results, or the first error. One is awaited as it is: gather takes two more turns of the loop."""
+    return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)

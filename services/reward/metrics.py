@@ -16,14 +16,14 @@ class RewardMetrics:
     """What was scored."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._items = Counter(
+        items = Counter(
             "plaudit_reward_items",
             "Items answered: scored, error (the item's own), or not_finite (the model gave no number).",
             ("result",),
             registry=registry,
         )
-        for result in RESULTS:  # from 0 on, so that the first one is a rise, too
-            self._items.labels(result)
+        # From 0 on, so that the first one is a rise, too.
+        self._scored, self._errors, self._not_finite = (items.labels(result) for result in RESULTS)
         self._tokens = Counter(
             "plaudit_reward_tokens", "Tokens of the items that were scored.", registry=registry
         )
@@ -51,9 +51,9 @@ class RewardMetrics:
         """Counts the outcomes of one call."""
         scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
         not_finite = sum(isinstance(outcome, ScoreNotFinite) for outcome in outcomes)
-        self._items.labels("scored").inc(len(scores))
-        self._items.labels("not_finite").inc(not_finite)
-        self._items.labels("error").inc(len(outcomes) - len(scores) - not_finite)
+        self._scored.inc(len(scores))
+        self._not_finite.inc(not_finite)
+        self._errors.inc(len(outcomes) - len(scores) - not_finite)
         self._tokens.inc(sum(score.token_count for score in scores))
 
     def watch(self, network: PlainModel) -> None:

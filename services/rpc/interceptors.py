@@ -28,7 +28,7 @@ class RequestIds(CallInterceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        """Sets the id and writes one line a call when it has ended."""
+        """Sets the id and writes one line a call when it has ended; an answer doesn't wait for its line."""
         found = logs.accept_request_id(call.header("x-request-id"))
         logs.request_id.set(found)
         call.context.set_trailing_metadata((("x-request-id", found),))
@@ -42,7 +42,8 @@ class RequestIds(CallInterceptor):
         finally:
             level = logging.DEBUG if call.service.startswith(STANDARD) else logging.INFO
             name, seconds = call.code(raised).name, time.perf_counter() - start
-            calls_log.log(level, "%s/%s %s %.3f s", call.service, call.method, name, seconds)
+            line = "%s/%s %s %.3f s", call.service, call.method, name, seconds
+            asyncio.get_running_loop().call_soon(calls_log.log, level, *line)
 
 
 class Metrics(CallInterceptor):

@@ -95,7 +95,9 @@ def interceptors() -> list[aio.ServerInterceptor]:
 
 def note(**values: float) -> None:
     """Says more about the call that is served, in its span."""
-    trace.get_current_span().set_attributes({f"plaudit.{name}": value for name, value in values.items()})
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attributes({f"plaudit.{name}": value for name, value in values.items()})
 
 
 def _calls() -> Callable[[grpc.HandlerCallDetails], bool]:
