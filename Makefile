@@ -3,12 +3,13 @@
 #   make bench [ARGS="…"]      the reward service beside other ways to score, into docs/benchmarks.md
 #   make test                    all tests
 #   make coverage                the same, traced: at least 90 % of the lines
-#   make soak [MINUTES=10] [SEED=0] [OVERLOAD=1]   load and random faults on real services, or ten times the load;
-#                              the report into docs/reliability.md
+#   make soak [MINUTES=10] [SEED=0] [OVERLOAD=1|gateway]   load and random faults on real services, or ten times the
+#                              load on the reward service or on its gateway; the report into docs/reliability.md
 #   make lint                    style, types, import rules, protos
 #   make image [BUILDER=docker] [IMAGE_ARGS="…"]   plaudit:VERSION, for every role, and plaudit-gateway:VERSION
 #   make sbom                    build/sbom.cdx.json: the packages in .venv; each image has its own
 #   make licences                docs/licences.md: the packages in .venv and their licences
+#   make audit                   constraints.txt against known vulnerabilities; needs the internet
 #   make protos                  regenerate plaudit/v1 from protos/, services/oip from third_party/
 #   make trainers                verl and OpenRLHF as released, in build/trainers; tests of plaudit.adapters use it
 
@@ -36,7 +37,7 @@ BUILD = $(BUILDER) build --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) \
   --label org.opencontainers.image.revision=$(REVISION) \
   --label org.opencontainers.image.created=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 
-.PHONY: run bench test coverage soak lint image sbom licences protos protos-check trainers
+.PHONY: run bench test coverage soak lint image sbom licences audit protos protos-check trainers
 .DELETE_ON_ERROR:
 
 run: $(VENV)/examples.done
@@ -59,7 +60,7 @@ coverage: $(VENV)/dev.done
 
 soak: $(VENV)/dev.done
 	PYTHONPATH=tests:tests/contract:tests/cluster $(BIN)/python -m soak --minutes $(MINUTES) --seed $(SEED) \
-	  $(if $(OVERLOAD),--overload) --write docs/reliability.md
+	  --overload=$(OVERLOAD) --write docs/reliability.md
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check
@@ -83,6 +84,19 @@ licences: $(VENV)/dev.done
 	$(BIN)/python -W ignore -m piplicenses --from=mixed --format=markdown --with-system --ignore-packages plaudit pip \
 	  | sed -e '/^| *|/d' -e 's/  */ /g' -e 's/---*/---/g' \
 	    -e '1i # Licences of everything that is installed\n\nMade by `make licences`, in name order.\n' > docs/licences.md
+
+# A vulnerability, and a package of which nothing could be learnt, are both an error. Lines of audit-exceptions.txt
+# begin with the id of one that is known and borne.
+audit: build/audit/bin/pip-audit
+	@timeout 900 build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt \
+	  $(patsubst %,--ignore-vuln %,$(shell sed 's/#.*//' audit-exceptions.txt)) \
+	  || { echo "make audit: not clean. If the lines above name no vulnerability, none could be looked up: \
+	is there a way to the internet?" >&2; exit 1; }
+
+# In an environment of its own: its dependencies are none of ours.
+build/audit/bin/pip-audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 
 protos: $(VENV)/dev.done
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTOS)

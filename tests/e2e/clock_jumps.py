@@ -1,67 +1,34 @@
 """Run by test_clock_jumps.py under libfaketime: the wall clock is set an hour ahead, and an hour back again.
 
-It is set while calls and pushes are under way. The monotonic clock, by which all waits end, goes on.
+It is set while calls are under way. The monotonic clock, by which all waits end, goes on. Nothing here needs
+torch, which takes longer to import than the rest to run.
 """
 
-import itertools
 import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chaos_proxy import BLACK_HOLE, NONE, ChaosProxy
 from guarded_servers import entry, served, trainer_service, write_tokens
-from push_steps import Eventful, Step
 
-from plaudit import DeadlineExceeded, Overloaded, TrainerClient, Unauthenticated, WeightsClient
-from plaudit.clients import upload
-from services.policy.service import policy_service
-from services.rpc.background import serve_in_background
-from services.rpc.command import ModelOptions
+from plaudit import DeadlineExceeded, Overloaded, TrainerClient, Unauthenticated
 
 HOUR, SOON, LONG = 3600, 0.3, 20.0
 JUMPS = [HOUR, -HOUR]
 
 
-class WallClock:
-    """The clock of this process, which can be set."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
-        self._next = itertools.cycle([HOUR, 0, -HOUR, 0])
-        self.jumps = 0
-
-    def set(self, seconds: int) -> None:
-        """Ahead of the machine's."""
-        new = self._path.with_suffix(".new")
-        new.write_text(f"{seconds:+d}")
-        new.replace(self._path)
-
-    def jump(self) -> None:
-        """An hour ahead, back, behind and back again, in turn."""
-        with self._lock:
-            self.jumps += 1
-            self.set(next(self._next))
+def set_clock(seconds):
+    """Ahead of the machine's; libfaketime looks there each time it is asked."""
+    os.environ["FAKETIME"] = f"{seconds:+d}"
 
 
 @pytest.fixture
 def clock():
-    clock = WallClock(Path(os.environ["FAKETIME_TIMESTAMP_FILE"]))
-    yield clock
-    clock.set(0)
-
-
-def serving(make, folder):
-    return serve_in_background(lambda: make(ModelOptions(str(folder), "cpu", "float32", 1)))
-
-
-@pytest.fixture(scope="module")
-def policy(tiny_policy):
-    with serving(policy_service, tiny_policy) as server:
-        yield server.address
+    yield SimpleNamespace(set=set_clock)
+    set_clock(0)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +76,6 @@ def test_a_deadline_comes_neither_sooner_nor_later(clock, guarded, jump):
         assert SOON * 0.9 < time.monotonic() - began < SOON + 10
         proxy.suffer(NONE)
         assert client.get_run(timeout=LONG).run_id == "a-run"
-
-
-def test_a_push_does_not_expire(clock, policy, tiny_policy, monkeypatch):
-    monkeypatch.setattr(upload, "CHUNK_BYTES", 10_000)
-    step = Step(tiny_policy)
-    pieces = Eventful(step.pieces(10_000), lambda number: clock.jump())
-    with WeightsClient(policy) as client:
-        assert client.push(step.manifest(), pieces).step == 1
-    assert clock.jumps > 10
 
 
 def test_a_token_is_good_until_its_hour_and_no_longer(clock, guarded):

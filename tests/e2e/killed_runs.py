@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -24,9 +25,11 @@ from chaos import play
 from chaos_proxy import ChaosProxy
 from fault_schedule import Scene
 
+from plaudit import PolicyClient
 from trainer import checkpoints
 from trainer.metrics_file import FILE_NAME, read_lines
 from trainer.ppo import products
+from trainer.ppo.patience import Endpoint, Patience
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([
@@ -47,10 +50,14 @@ CLOCK = ("push_bytes", "time", "eps", "seconds_per_step", "tokens_per_second")
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL by its own hand, right before the `call`-th call of `function`: "module:Class.name" or so."""
+    """SIGKILL by its own hand, right before the `call`-th call of `function`: "module:Class.name" or so.
+
+    Or another signal, as SIGSTOP, after which it may go on.
+    """
 
     function: str
     call: int = 1
+    by: int = signal.SIGKILL
 
     def arm(self) -> None:
         calls = []
@@ -58,7 +65,7 @@ class Death:
         def die():
             calls.append(self.function)
             if len(calls) == self.call:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
 
         before(self.function, die)
 
@@ -118,6 +125,20 @@ class Command:
             self._process.kill()
             self._process.join()
 
+    def go_on(self) -> None:
+        """After SIGSTOP."""
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def said(self, words: str) -> str:
+        """The first line of its log with these words, once it is there."""
+        end = time.monotonic() + LONGEST_S
+        while time.monotonic() < end:
+            for line in self.log.read_text().splitlines() if self.log.exists() else ():
+                if words in line:
+                    return line
+            time.sleep(POLL_S)
+        raise TimeoutError(self.last_words())
+
     def last_words(self) -> str:
         return "\n".join(self.log.read_text().splitlines()[-15:])
 
@@ -131,14 +152,8 @@ class ServiceCommand(Command):
 
     def listen(self) -> str:
         """HOST:PORT."""
-        end = time.monotonic() + LONGEST_S
-        while time.monotonic() < end:
-            for line in self.log.read_text().splitlines() if self.log.exists() else ():
-                if line.startswith("listening on "):
-                    self.arguments[-1] = line.split()[-1]
-                    return self.arguments[-1]
-            time.sleep(POLL_S)
-        raise TimeoutError(self.last_words())
+        self.arguments[-1] = self.said("listening on ").split()[-1]
+        return self.arguments[-1]
 
 
 class Site:
@@ -196,6 +211,39 @@ class Site:
         finally:
             trainer.kill()
         return digest(self.folder / name / "run")
+
+    def wait_ready(self, policy: str) -> str:
+        """Waits until a policy answers, and gives its address."""
+        address = self._addresses[policy]
+        with PolicyClient(address) as client:
+            Patience(LONGEST_S).call(Endpoint(policy, address, policy), client.get_policy)
+        return address
+
+    def run_past(
+        self, name: str, victim: str, stop: Death, **times: float
+    ) -> tuple[dict[str, str], str, str]:
+        """Runs to the end though a service is stopped; it goes on once the trainer says that it waits.
+
+        Gives `digest` of what is left, and the trainer's log line and metrics of the wait. `times` as below.
+        """
+        service = self.services[victim]
+        service.kill()
+        service.start(stop)
+        trainer = self._trainer(name, {"policy": json.dumps([self._addresses[POLICIES[0]]]), **times})
+        trainer.arguments += ["--metrics-address", "127.0.0.1:0"]
+        try:
+            trainer.start()
+            waits = trainer.said("trying for another")
+            address = trainer.said("metrics on ").split()[-1]
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=LONGEST_S) as answer:
+                metrics = answer.read().decode()
+            service.go_on()
+            code = trainer.ended(LONGEST_S)
+            assert code == 0, f"{code}: {trainer.last_words()}"
+        finally:
+            trainer.kill()
+            service.go_on()
+        return digest(self.folder / name / "run"), waits, metrics
 
     def run_over(self, name: str, schedule: Sequence[Scene], **times: float) -> dict[str, str]:
         """Runs over lines that fail on schedule to the end, and gives `digest` of what is left.

@@ -1,4 +1,5 @@
-"""Whatever is killed or cut, whenever: a run that goes on has, bit for bit, the weights of one left alone.
+"""Whatever is killed, stopped or cut, whenever: a run that goes on has, bit for bit, the weights of one left
+alone.
 
 PLAUDIT_KILLS=15 makes it 30 runs that are killed at random; without it there are two. PLAUDIT_SCHEDULES=20
 makes it 20 runs over lines that fail instead of one, and PLAUDIT_SCHEDULE=FILE one over those of a file.
@@ -6,13 +7,18 @@ makes it 20 runs over lines that fail instead of one, and PLAUDIT_SCHEDULE=FILE 
 
 import os
 import random
+import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chaos import read_schedule
 from fault_schedule import LINE_SCENES, scenes
-from killed_runs import LINES, POLICIES, TRAINER, Death, Site
+from killed_runs import LINES, LONGEST_S, POLICIES, TRAINER, Death, Site
+
+from plaudit import DeadlineExceeded, PolicyClient
+from plaudit.clients import replicas
 
 RUNS = int(os.environ.get("PLAUDIT_KILLS", "1"))
 SCHEDULES = (
@@ -20,6 +26,8 @@ SCHEDULES = (
 )
 SCHEDULE_S = 60.0
 """Seconds that a drawn schedule lasts; a run ends sooner, and with it the schedule."""
+SOON_S = 0.3
+"""Seconds of a deadline that is to pass."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +75,50 @@ def test_policies_that_die_get_their_weights_back_before_they_answer(site, undis
         {policy: Death("services.policy.engine:TorchEngine.submit") for policy in POLICIES},
     ]
     assert site.run("policies", replicas=2, deaths=rounds) == undisturbed[0]
+
+
+def test_a_run_waits_for_a_service_that_is_stopped_and_goes_on_with_it(site, undisturbed):
+    stop = Death("services.reward.engine:RewardEngine.score", 2, signal.SIGSTOP)
+    left, line, metrics = site.run_past("stopped", "reward", stop, call_timeout=1.0)
+    assert f"reward at {site.services['reward'].listen()}: Score: no answer within " in line
+    waits = {role: f"plaudit_ppo_waiting_{role} 1.0" in metrics for role in ("policy", "reward", "reference")}
+    assert waits == {"policy": False, "reward": True, "reference": False}
+    assert left == undisturbed[0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """By which addresses rest; it stands still."""
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(replicas, "time", clock)
+    return clock
+
+
+def test_calls_to_a_service_that_is_stopped_end_in_time_and_another_serves_until_it_goes_on(site, clock):
+    stopped = site.services[POLICIES[0]]
+    stopped.kill()
+    stopped.start(Death("services.policy.engine:TorchEngine.submit", by=signal.SIGSTOP))
+    addresses = [site.wait_ready(policy) for policy in POLICIES]
+    with PolicyClient(addresses) as client:
+
+        def generate(timeout):
+            return client.generate(["the film"], seeds=[7], max_new_tokens=2, timeout=timeout).sequences
+
+        for _ in addresses:
+            client.get_policy(timeout=LONGEST_S)  # there is a connection to each
+        for _ in range(replicas.FAILURES):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match=f"{addresses[0]}.*no answer within"):
+                generate(SOON_S)
+            assert SOON_S * 0.9 < time.monotonic() - began < SOON_S + 10
+            assert generate(LONGEST_S)
+        for _ in range(3):
+            assert generate(LONGEST_S), "it isn't asked any more"
+        stopped.go_on()
+        clock.now += replicas.LONGEST_REST
+        for _ in range(4):
+            assert generate(LONGEST_S)
+        assert sorted(client._replicas.in_turn()) == [0, 1], "the first of these calls was answered by it"
 
 
 @pytest.mark.parametrize("seed", SCHEDULES)

@@ -6,6 +6,7 @@ import io
 import grpc
 from good_requests import PROBES
 from google.protobuf import message_factory
+from measured_memory import bounded_memory
 
 from plaudit.v1 import policy_pb2, reference_pb2, reward_pb2, trainer_pb2, weights_pb2
 from services.batching import CallLimits
@@ -88,8 +89,9 @@ class Services:
         return "OK", ""
 
     def check(self, path, *bodies):
-        """Fails unless the call ends as documented and the server answers the next good request."""
-        code, message = self.end(path, *bodies)
+        """Fails unless the call ends as documented, for little memory, and the next good one is answered."""
+        with bounded_memory(sum(map(len, bodies))):
+            code, message = self.end(path, *bodies)
         assert code in DOCUMENTED, f"{code}: {message}"
         server, _ = METHODS[path]
         good_path, good = PROBES[server]

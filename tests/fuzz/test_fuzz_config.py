@@ -5,6 +5,7 @@ import contextlib
 import pytest
 from fuzz_settings import fuzzed
 from hypothesis import given, strategies as st
+from measured_memory import bounded_memory
 
 from lm.errors import InputError
 from services.reward.config import model_specs
@@ -65,7 +66,8 @@ def toml(tmp_path_factory):
 
 def load(stage, path, overrides=(), environ=None):
     """What is read can be written, as checkpoints and --print-config do."""
-    with contextlib.suppress(ConfigError):
+    size = path.stat().st_size + sum(map(len, [*overrides, *(environ or {}).values()]))
+    with bounded_memory(size), contextlib.suppress(ConfigError):
         render_toml(load_config(stage, path, overrides, environ or {}))
 
 
@@ -107,7 +109,7 @@ def test_any_file_of_models(tables, noise, toml):
     text = "".join(
         "[[models]]\n" + "".join(f"{key} = {value}\n" for key, value in table.items()) for table in tables
     )
-    with contextlib.suppress(InputError):
+    with bounded_memory(len(text)), contextlib.suppress(InputError):
         model_specs(ModelOptions(str(toml(text.encode() + noise))))
 
 
@@ -116,7 +118,7 @@ def test_any_file_of_models(tables, noise, toml):
 def test_hostile_values_in_a_file_of_models(key, value, toml):
     own = {"name": '"a"', "path": '"b"', key: VALUES[value]}
     text = "[[models]]\n" + "".join(f"{name} = {found}\n" for name, found in own.items())
-    with contextlib.suppress(InputError):
+    with bounded_memory(len(text)), contextlib.suppress(InputError):
         model_specs(ModelOptions(str(toml(text))))
 
 
@@ -132,7 +134,7 @@ ENTRY = ("name", "sha256", "certificate", "scopes", "expires", "requests_per_sec
 def test_any_tokens_file(default, entries, noise):
     tables = [("[default]", default), *(("[[token]]", entry) for entry in entries)]
     lines = [line for name, table in tables for line in (name, *(f"{key} = {table[key]}" for key in table))]
-    with contextlib.suppress(OptionError):
+    with bounded_memory(sum(map(len, lines))), contextlib.suppress(OptionError):
         parse_tokens("\n".join(lines).encode() + noise, "--tokens f")
 
 
@@ -141,5 +143,5 @@ def test_any_tokens_file(default, entries, noise):
 def test_hostile_values_in_a_tokens_file(key, value):
     own = {"name": '"a"', "sha256": f'"{"0" * 64}"', "scopes": '["score"]', key: VALUES[value]}
     text = "[[token]]\n" + "".join(f"{name} = {found}\n" for name, found in own.items())
-    with contextlib.suppress(OptionError):
+    with bounded_memory(len(text)), contextlib.suppress(OptionError):
         parse_tokens(text.encode(), "--tokens f")

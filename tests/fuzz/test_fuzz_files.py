@@ -10,6 +10,7 @@ from fuzz_settings import fuzzed
 from hostile_json import mangled
 from hostile_messages import TEXTS
 from hypothesis import given, strategies as st
+from measured_memory import bounded_memory
 from tiny_models import tiny_tokenizer
 
 from plaudit.files.bad_rows import BadRows
@@ -78,18 +79,24 @@ def lines(rows):
 
 def train_on(read, path):
     """Reads the file, and has a tokenizer read what is in it, as a stage does."""
-    try:
-        for found in read(path):
-            context = getattr(found, "context", found)
-            if not isinstance(context, str):
-                context.encode(TOKENIZER)
-                context.encode_completion(TOKENIZER, getattr(found, "completion", "a"), "completion")
-    except DataError as error:
-        assert str(error).startswith(str(path)), error
+    with bounded_memory(path.stat().st_size):
+        try:
+            for found in read(path):
+                context = getattr(found, "context", found)
+                if not isinstance(context, str):
+                    context.encode(TOKENIZER)
+                    context.encode_completion(TOKENIZER, getattr(found, "completion", "a"), "completion")
+        except DataError as error:
+            assert str(error).startswith(str(path)), error
 
 
 def score(path, format_):
     """Reads, scores (a number of its own) and writes every row, as `plaudit score` does; (good, bad) rows."""
+    with bounded_memory(path.stat().st_size):
+        return _score(path, format_)
+
+
+def _score(path, format_):
     added = added_columns({})
     out, bad = io.BytesIO(), BadRows(io.BytesIO())
     good = 0

@@ -10,6 +10,7 @@ from fuzz_settings import fuzzed
 from gateway_server import gateway_in_background
 from hostile_json import SCALARS, mangled
 from hypothesis import given, strategies as st
+from measured_memory import bounded_memory
 
 OPTIONS = {"model": "", "truncation": "left"}
 PROMPT, RESPONSE = "the film is", " good"
@@ -54,7 +55,8 @@ def http(services):
 
 
 def check(http, path, body, headers=JSON, **how):
-    answer = http.post(path, content=body, headers=headers, **how)
+    with bounded_memory(len(body)):
+        answer = http.post(path, content=body, headers=headers, **how)
     if answer.status_code != 200:
         assert answer.status_code in REFUSED, answer.text
         assert answer.headers["content-type"] == "application/problem+json"

@@ -8,6 +8,7 @@ import torch
 from fuzz_settings import fuzzed
 from hostile_json import SCALARS, mangled
 from hypothesis import given, strategies as st
+from measured_memory import bounded_memory
 from tiny_models import tiny_tokenizer
 
 from lm.errors import ModelLoadError
@@ -27,6 +28,12 @@ KEYS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported(tiny_reward):
+    """What the first load imports is no folder's doing."""
+    load_reward_model(str(tiny_reward), FLOAT32)
+
+
 @pytest.fixture
 def folder(tiny_reward, tmp_path):
     """A model that may be spoilt."""
@@ -34,8 +41,10 @@ def folder(tiny_reward, tmp_path):
 
 
 def load(folder, loader=load_reward_model):
+    size = sum(file.stat().st_size for file in folder.iterdir())
     try:
-        loader(str(folder), FLOAT32)
+        with bounded_memory(size):
+            loader(str(folder), FLOAT32)
     except ModelLoadError as error:
         assert str(error).startswith(str(folder))
         assert "\n" not in str(error)

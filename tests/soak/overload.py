@@ -1,4 +1,5 @@
-"""The reward service under ten times the callers that keep it busy: what it gets done, and for whom.
+"""The reward service under ten times the callers that keep it busy: what it gets done, and for whom; by its
+own port, or through the gateway.
 
 Service and callers each have a processor of their own where there are two, at both loads: otherwise more
 callers would leave it less to work with, and what it loses to them couldn't be told from what it loses by
@@ -11,20 +12,20 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, quantiles
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import machine
-from plaudit import Overloaded, PlauditError, RewardClient
+from plaudit import Overloaded, PlauditError
 from soak import verdict
 from soak.load import Tally
 from soak.verdict import MIB
+from soak.ways import DEADLINE_S, OverGrpc, OverHttp
 
 CALL_ITEMS, CALLERS, TIMES = 512, 8, 10
-DEADLINE_S = 60.0
 WARM_S, FULL_WARM_S = 10.0, 45.0
 """Before it is counted: of eighty callers the last has its first answer after so long."""
 BUSY_SHARE, LEAST_BUSY_S = 0.1, 20.0
@@ -49,8 +50,8 @@ class Phase:
     """Seconds of each call of one item beside it; infinite for one that failed."""
     health: list[float]
     """The same of its health."""
-    memory: int
-    """Bytes of the service at its end."""
+    memory: dict[str, int]
+    """Bytes of the service, and of the gateway before it, at its end."""
     cost: float
     """Seconds of its processor for an item."""
 
@@ -62,41 +63,38 @@ class Phase:
 class Crowd:
     """Callers that each send one big call after the other."""
 
-    def __init__(self, address, count):
-        self._address, self._count = address, count
+    def __init__(self, way, count):
+        self._way, self._count = way, count
         self.tally, self._over = Tally(), threading.Event()
         self._served, self.singles, self.health = [], [], []
 
     def _call(self):
-        with RewardClient(self._address, timeout=DEADLINE_S) as client:
+        with self._way.caller() as score:
             while not self._over.is_set():
                 items = [("the film", f"{WORDS} {next(NUMBERS)}") for _ in range(CALL_ITEMS)]
                 self.tally.count("sent")
                 try:
-                    timing = client.score(items, all_or_nothing=True).timing
+                    served = score(items)
                 except Overloaded:
                     self.tally.count("rejected")
                 except PlauditError:
                     self.tally.count("failed")
                 else:
                     self.tally.count("answered")
-                    served = timing.queue_seconds + timing.compute_seconds
                     self._served.append((time.monotonic() - served, time.monotonic()))
 
     def _call_one(self):
         """Somebody who waits for each."""
-        with RewardClient(self._address, timeout=DEADLINE_S) as client:
+        with self._way.caller() as score:
             while not self._over.wait(SINGLE_PAUSE_S):
                 item = [("one", f" item {next(NUMBERS)}")]
-                self.singles.append(seconds_of(lambda item=item: client.score(item, all_or_nothing=True)))
+                self.singles.append(seconds_of(partial(score, item)))
 
     def _probe(self):
         """What Kubernetes does."""
-        with grpc.insecure_channel(self._address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+        with self._way.probe() as ask:
             while not self._over.wait(SINGLE_PAUSE_S):
-                asked = health_pb2.HealthCheckRequest()
-                self.health.append(seconds_of(lambda asked=asked: health.Check(asked, timeout=DEADLINE_S)))
+                self.health.append(seconds_of(ask))
 
     def run(self, warm, window):
         """Items answered a second; of calls that were answered whole, the part that was then done.
@@ -143,38 +141,44 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def keep_apart(pid):
-    """Gives that process one processor and this one the others; says how it is."""
+def keep_apart(pid, others):
+    """Gives that process one processor, this one and the others the rest; says how it is."""
     mine = sorted(os.sched_getaffinity(0))
     if len(mine) < 2:
         return "callers and service on one processor"
-    for process, processors in ((pid, mine[-1:]), (os.getpid(), mine[:-1])):
+    for process, processors in ((pid, mine[-1:]), *((each, mine[:-1]) for each in (os.getpid(), *others))):
         for task in Path(f"/proc/{process}/task").iterdir():
             with suppress(ProcessLookupError):  # a thread that has just ended
                 os.sched_setaffinity(int(task.name), processors)
-    return f"the service on one, the callers on {len(mine) - 1} other"
+    gateway = " and the gateway" if others else ""
+    return f"the service on one, the callers{gateway} on {len(mine) - 1} other"
 
 
-def measure(service, callers, warm, window):
-    """A Phase of so many callers."""
-    crowd, used = Crowd(service.address, callers), processor_seconds(service.pid)
+def measure(way, processes, callers, warm, window):
+    """A Phase of so many callers; the first of the processes is the service."""
+    service = processes[0]
+    crowd, used = Crowd(way, callers), processor_seconds(service.pid)
     rate = crowd.run(warm, window)
     cost = (processor_seconds(service.pid) - used) / max(1, CALL_ITEMS * crowd.tally.counts["answered"])
     health, singles = list(crowd.health), list(crowd.singles)
-    return Phase(rate, crowd.tally, singles, health, service.footprint().memory, cost)
+    memory = {each.name: each.footprint().memory for each in processes}
+    return Phase(rate, crowd.tally, singles, health, memory, cost)
 
 
-def overload(site, seconds):
-    """The report of `seconds` of overload, and what is wrong."""
+def overload(site, seconds, how):
+    """The report of `seconds` of overload, through the gateway if it says so, and what is wrong."""
     service, load = site.services["reward"], machine.load_average()
-    apart = keep_apart(service.pid)
+    gateways = [site.add_gateway(service.address)] if how == "gateway" else []
+    way = OverHttp(gateways[0].address) if gateways else OverGrpc(service.address)
+    apart = keep_apart(service.pid, [each.pid for each in gateways])
     busy_s = max(LEAST_BUSY_S, BUSY_SHARE * seconds)
-    before = measure(service, CALLERS, WARM_S, busy_s)
-    full = measure(service, TIMES * CALLERS, FULL_WARM_S, seconds)
-    after = measure(service, CALLERS, WARM_S, busy_s)
+    phase = partial(measure, way, [service, *gateways])
+    before = phase(CALLERS, WARM_S, busy_s)
+    full = phase(TIMES * CALLERS, FULL_WARM_S, seconds)
+    after = phase(CALLERS, WARM_S, busy_s)
     problems = [*problems_of(before, full, after)]
     return "\n".join([
-        f"- {machine.now()}, `make soak OVERLOAD=1 MINUTES={seconds / 60:g}`",
+        f"- {machine.now()}, commit {verdict.commit()}, `make soak OVERLOAD={how} MINUTES={seconds / 60:g}`",
         f"- {machine.processor()}, {os.cpu_count()} processors: {apart}; "
         f"load average {load:.1f} at the start", "",
         *verdict.table(HEAD, [row(CALLERS, before), row(TIMES * CALLERS, full), row(CALLERS, after)]), "",
@@ -192,7 +196,8 @@ def row(callers, phase):
     """Of the table."""
     counts = [phase.tally.counts[each] for each in ("sent", "answered", "rejected", "failed")]
     return [f"{callers} callers", f"{phase.rate:.0f}", f"{phase.cost * 1e3:.2f}", *counts,
-            f"{phase.single_p99:.2f}", f"{max(phase.health):.2f}", f"{phase.memory / MIB:.0f}"]  # fmt: skip
+            f"{phase.single_p99:.2f}", f"{max(phase.health):.2f}",
+            ", ".join(f"{name} {memory / MIB:.0f}" for name, memory in phase.memory.items())]  # fmt: skip
 
 
 def goodput(before, full, after):
@@ -211,5 +216,6 @@ def problems_of(before, full, after):
         yield f"one item waited {full.single_p99:.2f} s (p99)"
     if max(full.health) > HEALTH_S:
         yield f"health took {max(full.health):.2f} s"
-    if full.memory > before.memory * verdict.MEMORY_FACTOR + verdict.MEMORY_MIB * MIB:
-        yield f"{before.memory / MIB:.0f} MiB grew to {full.memory / MIB:.0f}"
+    for name, memory in full.memory.items():
+        if memory > (was := before.memory[name]) * verdict.MEMORY_FACTOR + verdict.MEMORY_MIB * MIB:
+            yield f"{name}: {was / MIB:.0f} MiB grew to {memory / MIB:.0f}"

@@ -4,111 +4,108 @@ import os
 import signal
 import threading
 import time
-import urllib.request
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from chaos_proxy import ChaosProxy
 from fault_schedule import LINE_SCENES, Scene
 
-from services.local import LocalService, ServiceProcess
+from services.local import LocalService, ServiceFailed, ServiceProcess
+from soak.learner import POLICY, Learner
+from soak.processes import TASKS, Footprint, GatewayProcess, scraped
 
 READY_S = 120.0
 OPTIONS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--metrics-address", "127.0.0.1:0")
-TASKS = "plaudit_event_loop_tasks"
-SCRAPE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a process holds."""
-
-    pid: int
-    memory: int
-    """Resident bytes."""
-    files: int
-    threads: int
-    tasks: int
-    """Of its event loop."""
-
-    @classmethod
-    def of(cls, pid, metrics):
-        """Of a process, whose metrics are at HOST:PORT."""
-        folder = Path(f"/proc/{pid}")
-        pages = int((folder / "statm").read_text().split()[1])
-        files = len(list((folder / "fd").iterdir()))
-        threads = len(list((folder / "task").iterdir()))
-        return cls(pid, pages * os.sysconf("SC_PAGE_SIZE"), files, threads, _tasks(metrics))
-
-
-def _tasks(metrics):
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=SCRAPE_S) as answer:
-        lines = answer.read().decode().splitlines()
-    return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{TASKS} "))
 
 
 class Served:
     """A service and the line to it. Its address, and the line's, never change."""
 
-    def __init__(self, service, folder):
-        self.name, self._folder = service.name or service.kind, folder
-        self._process = ServiceProcess(service, folder)
-        self._process.wait_listening(time.monotonic() + READY_S)
+    def __init__(self, service, folder, process=ServiceProcess):
+        self.name, self._folder, self._kind = service.name or service.kind, folder, process
+        self._service = service
+        try:
+            self.start()
+        except BaseException:
+            self._process.wait_ended(time.monotonic())
+            raise
         self.address = self._process.address
         self._service = replace(service, address=self.address)
         self.proxy = ChaosProxy(self.address).__enter__()
-        self.wait_ready()
 
     @property
     def pid(self):
         return self._process.pid
 
     def footprint(self):
-        return Footprint.of(self.pid, self._process.printed("metrics on "))
+        name = TASKS.get(self.name, "plaudit_event_loop_tasks")
+        return Footprint.of(self.pid, scraped(self._process.printed("metrics on "), name))
 
     def wait_ready(self):
         self._process.wait_ready(time.monotonic() + READY_S)
 
+    def signal(self, number):
+        os.kill(self.pid, number)
+
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self._process.wait_ended(time.monotonic() + READY_S)
 
     def start(self):
-        self._process = ServiceProcess(self._service, self._folder)
+        self._process = self._kind(self._service, self._folder)
         self._process.wait_listening(time.monotonic() + READY_S)
         self.wait_ready()
 
     def close(self):
         self.proxy.__exit__()
-        os.kill(self.pid, signal.SIGCONT)
+        self.signal(signal.SIGCONT)
         self._process.terminate()
         return self._process.wait_ended(time.monotonic() + 30)
 
 
 class Site:
-    """Policy, reward and reference on the tiny models in `folder`."""
+    """Policy, reward and reference on the tiny models in `folder`; gateway and trainer where added."""
 
     def __init__(self, folder):
-        wanted = [
-            LocalService("policy", str(folder / "sft"), options=OPTIONS),
-            LocalService("reward", str(folder / "reward"), options=OPTIONS),
-            LocalService("reference", str(folder / "sft"), options=OPTIONS),
-        ]
-        self.services = {}
-        for service in wanted:
-            self.services[service.kind] = Served(service, folder)
+        self._folder, self.services, self.trainer = folder, {}, None
+        for kind, model in (("policy", "sft"), ("reward", "reward"), ("reference", "sft")):
+            self._serve(kind, model)
+
+    def _serve(self, kind, model, name=""):
+        service = LocalService(kind, str(self._folder / model), name, options=OPTIONS)
+        self.services[name or kind] = Served(service, self._folder)
+
+    def add_gateway(self, reward):
+        """In front of the reward service at that address."""
+        gateway = Served(GatewayProcess.before(reward), self._folder, GatewayProcess)
+        self.services["gateway"] = gateway
+        return gateway
+
+    def add_trainer(self):
+        """And a policy of its own: another's pushes would end its run. It has taken some steps then.
+
+        Raises ServiceFailed.
+        """
+        self._serve("policy", "sft", POLICY)
+        self.trainer = Learner(self, self._folder)
+        if not self.trainer.goes_on():
+            raise ServiceFailed(f"the trainer takes no steps: {self.trainer.problems}")
+
+    @property
+    def victims(self):
+        """What things happen to, by name."""
+        return self.services | ({"trainer": self.trainer} if self.trainer else {})
 
     def play(self, scene: Scene, over: threading.Event) -> None:
         """Lets a scene happen, and puts everything right after it; sooner if it is `over`."""
-        service = self.services[scene.service]
+        service = self.victims[scene.service]
         if scene.what in LINE_SCENES:
             scene.begin(service.proxy)
             over.wait(scene.lasts)
             scene.end(service.proxy)
         elif scene.what == "stop":
-            os.kill(service.pid, signal.SIGSTOP)
+            service.signal(signal.SIGSTOP)
             over.wait(scene.lasts)
-            os.kill(service.pid, signal.SIGCONT)
+            service.signal(signal.SIGCONT)
         else:
             service.kill()
             over.wait(scene.lasts)
@@ -121,4 +118,6 @@ class Site:
         return self
 
     def __exit__(self, *_):
+        if self.trainer:
+            self.trainer.close()
         self.codes = {name: service.close() for name, service in self.services.items()}

@@ -18,7 +18,8 @@ def tally(sent=3, answered=3, rejected=0, failed=0):
 
 
 def phase(rate=1000.0, counts=None, singles=(0.1,) * 100, health=(0.01, 0.02), memory=400, cost=0.001):
-    return Phase(rate, counts or tally(), list(singles), list(health), memory * MIB, cost)
+    held = {"reward": memory * MIB, "gateway": 100 * MIB}
+    return Phase(rate, counts or tally(), list(singles), list(health), held, cost)
 
 
 def test_all_is_well():
@@ -39,7 +40,7 @@ def test_the_maximum_is_what_was_had_before_and_after():
         (phase(singles=[0.1] * 98 + [1.5] * 2), "one item waited 1.50 s (p99)"),
         (phase(singles=[0.1] * 98 + [float("inf")] * 2), "one item waited inf s (p99)"),
         (phase(health=[0.1, 1.2]), "health took 1.20 s"),
-        (phase(memory=550), "400 MiB grew to 550"),
+        (phase(memory=550), "reward: 400 MiB grew to 550"),
     ],
 )
 def test_what_fails_a_run(full, words):
@@ -50,7 +51,7 @@ def test_what_fails_a_run(full, words):
 def test_a_row_has_all_of_its_columns():
     cells = row(8, phase())
     assert len(cells) == len(HEAD)
-    assert cells == ["8 callers", "1000", "1.00", 3, 3, 0, 0, "0.10", "0.02", "400"]
+    assert cells == ["8 callers", "1000", "1.00", 3, 3, 0, 0, "0.10", "0.02", "reward 400, gateway 100"]
 
 
 def test_a_call_that_fails_took_forever():

@@ -1,5 +1,6 @@
 """What a soak must show, and its report as Markdown."""
 
+import subprocess
 from dataclasses import dataclass
 
 MEMORY_FACTOR, MEMORY_MIB, FILES, THREADS, TASKS = 1.2, 64, 32, 8, 32
@@ -25,7 +26,7 @@ class Growth:
             yield f"{self.name}: {before.files} open files grew to {after.files}"
         if after.threads > before.threads + THREADS:
             yield f"{self.name}: {before.threads} threads grew to {after.threads}"
-        if after.tasks > before.tasks + TASKS:
+        if after.tasks is not None and after.tasks > before.tasks + TASKS:
             yield f"{self.name}: {before.tasks} tasks grew to {after.tasks}"
 
 
@@ -63,7 +64,7 @@ def report(setting, kinds, growths, played, problems):
     held = [
         [g.name, f"{g.before.memory / MIB:.0f} → {g.after.memory / MIB:.0f}",
          f"{g.before.files} → {g.after.files}", f"{g.before.threads} → {g.after.threads}",
-         f"{g.before.tasks} → {g.after.tasks}"]
+         "–" if g.after.tasks is None else f"{g.before.tasks} → {g.after.tasks}"]
         for g in growths
     ]  # fmt: skip
     happened = [[what, count] for what, count in sorted(played.items())]
@@ -74,6 +75,15 @@ def report(setting, kinds, growths, played, problems):
         *table(["what happened", "times"], happened), "",
         *ending(problems),
     ])  # fmt: skip
+
+
+def commit():
+    """Of this checkout; "-dirty" behind it where more than pages of documentation have changed."""
+    name, changed = (
+        subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+        for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--", ".", ":!docs"))
+    )
+    return (name or "unknown") + ("-dirty" if changed else "")
 
 
 def markers(name):
