@@ -18,9 +18,11 @@ from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
 from services.rpc.command import ModelOptions
 from services.rpc.server import ServerOptions
-from trainer.errors import ConfigError, ServiceUnreachable
+from trainer.errors import ConfigError, ServiceUnreachable, Stopped
+from trainer.ppo.patience import Patience
 from trainer.ppo.preflight import Clients, Needs, ask, check, describe, mismatches
 from trainer.ppo.run_sections import ServicesSection
+from trainer.stopping import StopSignal
 
 POLICY, REFERENCE = "services.policy[0]", "services.reference"
 KINDS = {"policy": policy_service, "reference": reference_service, "reward": reward_service}
@@ -76,7 +78,7 @@ def asked(addresses):
             )
             clients = Clients.open(section)
             stack.callback(clients.close)
-            return ask(clients, 10.0), clients
+            return ask(clients, Patience(10.0)), clients
 
         yield ask_them
 
@@ -159,7 +161,7 @@ def test_a_service_that_still_loads_is_waited_for(addresses, tiny_reward):
     )
     with ThreadPoolExecutor(2) as pool:
         pool.submit(serve)
-        found = pool.submit(ask, clients, 20.0)
+        found = pool.submit(ask, clients, Patience(20.0))
         assert not wait([found], timeout=0.5).done  # bound, and says that it isn't ready
         load_now.set()
         assert found.result().reward.reward_std == 2.0
@@ -173,9 +175,27 @@ def test_a_service_that_never_answers_is_unreachable(addresses):
     )
     clients = Clients.open(section)
     with pytest.raises(ServiceUnreachable, match=r"reward at 127\.0\.0\.1:9 \(services\.reward\)") as caught:
-        ask(clients, 0.2)
+        ask(clients, Patience(0.2))
     clients.close()
     assert caught.value.exit_code == 69
+
+
+@pytest.mark.parametrize(("by", "code"), [("ask", 0), ("request", 75)])
+def test_a_wish_to_stop_ends_the_wait_for_services(addresses, by, code):
+    """By StopRun with 0, by SIGTERM with 75."""
+    section = ServicesSection(policy=("127.0.0.1:9",), reference=addresses["reference"], reward="127.0.0.1:9")
+    clients, stop = Clients.open(section), StopSignal()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, clients, Patience(7200.0, stop))
+        with pytest.raises(TimeoutError):
+            asking.result(0.3)
+        getattr(stop, by)()
+        with pytest.raises(
+            Stopped, match=r"stopped while waiting for (policy|reward) at 127\.0\.0\.1:9"
+        ) as caught:
+            asking.result(30)
+    clients.close()
+    assert caught.value.exit_code == code
 
 
 def test_the_same_replica_twice_is_refused():

@@ -133,6 +133,25 @@ def test_two_runs_on_one_replica_are_refused_not_mixed(servers, connect, learner
         first.push(learn(learner), 2)
 
 
+def test_the_open_push_of_a_run_that_died_holds_nobody_up(servers, connect, learner, monkeypatch):
+    """It died before its first commit: the replica serves what it had, and start pushes nothing."""
+    replicas = servers(1)
+    dead, living = connect(replicas, run_id="dead"), connect(replicas, run_id="living")
+    dead.start(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Replica, "commit", died)
+        with pytest.raises(SystemExit):
+            dead.push(learn(learner), 1)
+    living.start(0)
+    living.push(learn(learner), 1)
+    model = replicas[0].model()
+    assert (model.run_id, model.step, model.weights_sha256) == ("living", 1, digest(learner))
+
+
+def died(*_):
+    raise SystemExit("killed")
+
+
 def test_a_run_that_is_taken_over_in_mid_push_says_by_whom(servers, connect, learner, monkeypatch):
     replicas = servers(1)
     first, second = connect(replicas, run_id="first"), connect(replicas, run_id="second")

@@ -59,7 +59,7 @@ class Parts:
 def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal, disk: Disk) -> Parts:
     """Loads, reads and asks; nothing is trained or pushed. `stop` ends the waits for services.
 
-    Raises ConfigError, DataError, ModelLoadError, ServiceUnreachable, JudgeError.
+    Raises ConfigError, DataError, ModelLoadError, ServiceUnreachable, Stopped, JudgeError.
     """
     placement = _placement(config.model, config)
     apply_threads(placement)
@@ -70,7 +70,7 @@ def assemble(config: PPOConfig, run_id: str, clients: Clients, stop: StopSignal,
     critic = _load_critic(config, needs)
     critic_sha256 = WeightsDigest(effective_tensors(critic.model)).hexdigest()
     with waiting("waiting for the services"):
-        found = ask(clients, config.services.connect_timeout)
+        found = ask(clients, Patience(config.services.connect_timeout, stop))
     check(found, clients, needs)
     for line in (f"learner: {config.model.path}, {placement}", *describe(found, clients, needs)):
         logger.info("%s", line)

@@ -9,7 +9,7 @@ from lm.errors import InputError
 from lm.loading import LoadedLM
 from lm.tokenizer import encode_text, tokenizer_sha256
 from trainer.data import read_prompts, read_texts
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.examples import Dropped, PromptIds, encode_prompts
 from trainer.ppo.config import PPOConfig
 from trainer.ppo.preflight import Needs
@@ -78,6 +78,13 @@ def to_prompt(prompt: PromptIds) -> Prompt:
 def _prompts(path: Path, config: PPOConfig, policy: LoadedLM) -> tuple[list[PromptIds], Dropped]:
     sampling = config.sampling
     room = min(sampling.max_prompt_length, policy.context_length - sampling.response_length)
+    if room < 1:
+        raise ConfigError(
+            [
+                f"sampling.response_length: {sampling.response_length} leaves no room for a prompt in the "
+                f"model's context of {policy.context_length}; give a smaller number"
+            ]
+        )
     prompts, dropped = encode_prompts(read_prompts(path), policy.tokenizer, room)
     if not prompts:
         raise DataError(

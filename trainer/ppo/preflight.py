@@ -14,13 +14,16 @@ from plaudit.clients import PolicyClient, ReferenceClient, RewardClient, Weights
 from plaudit.clients.data import CallLimits, ModelVersion, PolicyInfo, ReferenceInfo
 from plaudit.clients.data_reward import RewardInfo
 from plaudit.clients.errors import InvalidArgument, PlauditError
-from trainer.errors import ConfigError, ServiceUnreachable
+from trainer.errors import ConfigError, ServiceUnreachable, Stopped
 from trainer.ppo.fleet import Fleet, open_fleet
 from trainer.ppo.patience import Away, Endpoint, Patience
 from trainer.ppo.remote import reward_form
 from trainer.ppo.replica import Replica
 from trainer.ppo.roles import RoleUnavailable
 from trainer.ppo.run_sections import CLUSTER_SCHEME, ServicesSection
+
+TRY_S = 10.0
+"""Seconds of one question: who is there answers at once, and between questions a wish to stop is heard."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,13 @@ class Found:
         return self.replicas[0][1].dtype
 
 
-def ask(clients: Clients, timeout: float) -> Found:
-    """Asks all services at once, and waits up to `timeout` seconds for those that aren't there yet.
+def ask(clients: Clients, patience: Patience) -> Found:
+    """Asks all services at once, and has `patience` with those that aren't there yet.
 
-    Raises ServiceUnreachable naming each that didn't come, ConfigError for one that is no such service.
+    Raises ServiceUnreachable naming each that didn't come, ConfigError for one that is no such service,
+    Stopped if the run is to stop meanwhile.
     """
-    patience = Patience(timeout)
+    timeout = min(patience.seconds, TRY_S)
     replicas = _first_replicas(clients.fleet, patience)
     with ThreadPoolExecutor(len(replicas) + 2, thread_name_prefix="preflight") as pool:
         policies = [
@@ -151,6 +155,9 @@ def _first_replicas(fleet: Fleet, patience: Patience) -> Sequence[Replica]:
 
 
 def _raise_failures(endpoints: Sequence[Endpoint], errors: Sequence[BaseException | None]) -> None:
+    stopped = next((error for error in errors if isinstance(error, Stopped)), None)
+    if stopped is not None:
+        raise stopped
     wrong = [
         f"{endpoint.key}: {error}"
         for endpoint, error in zip(endpoints, errors, strict=True)

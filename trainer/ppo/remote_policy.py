@@ -52,6 +52,8 @@ class RemotePolicy:
         self._dtype = dtype
         self._digest = WeightsDigest(())
         self._weights = Weights(run_id, -1, "")
+        self._has_pushed = False
+        """Until then a run that died before it had a checkpoint may still hold replicas with an open push."""
         self.bytes_pushed = 0
         """In all, to all replicas."""
 
@@ -169,7 +171,8 @@ class RemotePolicy:
                         return
                     if not take_over:
                         self._refuse_others(behind)
-                    self._stage_and_commit(behind, changed, base_sha256, take_over)
+                    self._stage_and_commit(behind, changed, base_sha256, take_over or not self._has_pushed)
+                    self._has_pushed = True
                 except Away as away:
                     waiting.pause(away)
                 except DataLoss as error:

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from lm.loading import load_causal_lm
 from lm.placement import choose_placement
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.examples import Dropped
 from trainer.ppo.config import PPOConfig
 from trainer.ppo.inputs import Inputs
@@ -76,6 +76,11 @@ def test_prompts_keep_their_source_and_too_long_ones_are_dropped_and_counted(rea
 def test_prompts_that_all_are_too_long_say_which_settings_allow_more(read):
     with pytest.raises(DataError, match=r"no prompt has at most 1 tokens, which sampling.max_prompt_length"):
         read([{"prompt": "the film"}], sampling={"max_prompt_length": 1, "response_length": 8})
+
+
+def test_a_response_that_leaves_no_room_for_a_prompt_is_named(read):
+    with pytest.raises(ConfigError, match=r"sampling.response_length: 1024 leaves no room .* context of 128"):
+        read([{"prompt": "the film"}], sampling={"response_length": 1024})
 
 
 def test_pretraining_text_ends_in_eos_and_is_read_only_where_it_is_used(read):
