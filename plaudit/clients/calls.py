@@ -2,40 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
-from typing import Generic, Self
+from typing import Self
 
 import grpc
 import grpc.aio
 
 from plaudit.clients.channel import Connection, Method, RequestT, ResponseT, check_size
 from plaudit.clients.connectivity import is_ready, is_ready_async
-from plaudit.clients.errors import PlauditError, Where
 from plaudit.clients.hedging import first_answer, first_answer_async
+from plaudit.clients.opened_stream import OpenedStream
 from plaudit.clients.tls import Channels
 from plaudit.clients.tries import Attempt, Tries
 
 _to_bytes = methodcaller("SerializeToString")
-
-
-@dataclass(frozen=True)
-class OpenedStream(Generic[ResponseT]):
-    """A stream in both directions that has begun."""
-
-    responses: Iterator[ResponseT]
-    """Waits for each; raises grpc.RpcError."""
-    cancel: Callable[[], object]
-    """Ends it at once; safe from any thread."""
-    where: Where
-    is_connected: Callable[[], bool]
-    note: Callable[[PlauditError | None], None]
-    """Hears of a failure, or of an answer: by these its address has turns."""
-    is_outdated: Callable[[], bool]
-    """Whether a stream that began now would show another token."""
 
 
 class Client(Connection):
@@ -125,16 +108,23 @@ class Client(Connection):
             getattr(responses, "cancel" if hasattr(responses, "cancel") else "close")()
 
     def _open_stream(
-        self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT]
+        self, method: Method[RequestT, ResponseT], requests: Iterator[RequestT], timeout: float
     ) -> OpenedStream[ResponseT]:
-        """One stream to the address whose turn it is. It has no deadline: who waits for it has one."""
-        shown, tries = self._token.now(), self.tries(method, None)
+        """One stream to the address whose turn it is, which ends after `timeout` at the latest."""
+        shown, tries = self._token.now(), self.tries(method, timeout)
         channel = self._channels[tries.first.channel_index]
         call = channel.stream_stream(method.path, _to_bytes, method.response.FromString)
-        responses = call(requests, **tries.first.arguments(None))
+        responses = call(requests, **tries.first.arguments(tries.left))
         where, note = tries.first.where, partial(tries.note, tries.first)
-        is_outdated = partial(self._token.differs_from, shown)
-        return OpenedStream(responses, responses.cancel, where, partial(is_ready, channel), note, is_outdated)
+        return OpenedStream(
+            responses,
+            responses.cancel,
+            where,
+            partial(is_ready, channel),
+            note,
+            partial(self._token.differs_from, shown),
+            self._replicas.budget,
+        )
 
     @contextmanager
     def _slot(self, tries: Tries) -> Iterator[None]:

@@ -6,7 +6,6 @@ are under way at once.
 """
 
 import asyncio
-import ipaddress
 import json
 import math
 import os
@@ -19,8 +18,9 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from plaudit.clients.addresses import is_loopback, target_of
+from plaudit.clients.budget import Budget
 from plaudit.clients.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlauditError, Where
-from plaudit.clients.hedging import Budget
 from plaudit.clients.replicas import Replicas
 from plaudit.clients.tls import File, tls_files
 from plaudit.clients.token import open_token
@@ -49,12 +49,30 @@ IDEMPOTENT = {
     "plaudit.v1.WeightsService": ("BeginPush", "GetPush", "CommitPush", "AbortPush"),
 }
 
+# Of the replicas behind one name, those that failed nearly all their calls within an interval are left out
+# for that long, then longer (gRFC A50; replicas.py does it for a list of addresses). Whatever isn't OK counts
+# as a failure, also what the caller did wrong: hence nearly all of several calls, at most half of the
+# replicas, and none where the others hadn't as many calls.
+OUTLIERS = {
+    "interval": "10s",
+    "baseEjectionTime": "10s",
+    "maxEjectionTime": "30s",
+    "maxEjectionPercent": 50,
+    "failurePercentageEjection": {
+        "threshold": 90,
+        "enforcementPercentage": 100,
+        "minimumHosts": 2,
+        "requestVolume": 10,
+    },
+    "childPolicy": [{"round_robin": {}}],
+}
+
 # gRPC adds jitter to the backoff, and obeys grpc-retry-pushback-ms instead where a service sends it.
 # Throttling is the retry budget: when half the tokens are gone (one per failure, half a one back per
 # success) nothing is retried, so an outage isn't made worse. A full queue is no outage and has nothing
 # to do with it: RESOURCE_EXHAUSTED is left to tries.py.
 SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
+    "loadBalancingConfig": [{"outlier_detection_experimental": OUTLIERS}],
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
     "methodConfig": [
         {
@@ -152,7 +170,7 @@ class Connection:
             raise InvalidArgument.at(
                 "address", f"{len(self.addresses)} given; make a client for each replica"
             )
-        self.targets = [_target(address) for address in self.addresses]
+        self.targets = [target_of(address) for address in self.addresses]
         self._token = open_token(token, token_file)
         self._tls = tls_files(tls_ca, tls_cert, tls_key)
         self._tls_name = tls_name
@@ -172,7 +190,7 @@ class Connection:
         raise NotImplementedError
 
     def _check_token(self) -> None:
-        far = next((target for target in self.targets if not _is_loopback(target)), None)
+        far = next((target for target in self.targets if not is_loopback(target)), None)
         if self._token.now() and self._tls is None and not self._insecure and far is not None:
             where = far.removeprefix("dns:///")
             raise InvalidArgument.at(
@@ -242,7 +260,7 @@ def channel_options(target: str, tls_name: str | None = None) -> list[tuple[str,
         # A connection of its own, not that of an older client of this process, which may have found nobody
         # at the address and now wait for seconds before it looks again.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", int(not _is_loopback(target))),
+        ("grpc.enable_http_proxy", int(not is_loopback(target))),
     ]
 
 
@@ -250,29 +268,6 @@ def check_size(request: Message) -> None:
     """Raises InvalidArgument for a message no server would take: gRPC itself would say it as a full queue."""
     if (size := request.ByteSize()) > MAX_MESSAGE_BYTES:
         raise InvalidArgument.at("request", f"{size:,} bytes; at most {MAX_MESSAGE_BYTES:,} fit in one call")
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})", address)
-    if not match or not 0 < int(match["port"]) < 65536:
-        raise InvalidArgument.at(
-            "address", f"{address!r} is not host:port, such as 127.0.0.1:50052; give a list of several"
-        )
-    return match["host"], int(match["port"])
-
-
-def _target(address: str) -> str:
-    """The dns resolver gives all addresses of a name, and asks again when one is lost."""
-    host, port = _host_and_port(address)
-    return f"dns:///{host}:{port}"
-
-
-def _is_loopback(target: str) -> bool:
-    host, _ = _host_and_port(target.removeprefix("dns:///"))
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _checked_timeout(timeout: float, name: str = "timeout") -> float:

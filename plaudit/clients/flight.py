@@ -8,6 +8,7 @@ from plaudit.clients.channel import MAX_REQUEST_BYTES
 from plaudit.clients.data import Scorable
 from plaudit.clients.data_reward import Reward
 from plaudit.clients.errors import (
+    DeadlineExceeded,
     Internal,
     InvalidArgument,
     ItemFailure,
@@ -26,6 +27,8 @@ MAX_WAITING_BYTES = 64 << 20
 REOPENINGS = 20
 """Times in a row that a stream is opened again without a result in between."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
+_WORTH_ANOTHER = (Unavailable, Overloaded, DeadlineExceeded)
+"""Failures that another stream may not meet; the last is the end that every stream has."""
 
 Result: TypeAlias = Reward | ItemFailure
 
@@ -107,10 +110,15 @@ class Endurance:
         """Seconds."""
         return max(0.0, self.timeout - self.spent)
 
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether a stream was opened again since the last result."""
+        return self._broken > 0
+
     def pause_after(self, failure: PlauditError) -> float | None:
         """Seconds until a stream is opened again; None if none shall be."""
         self._broken += 1
-        if self._broken > REOPENINGS or not isinstance(failure, Unavailable | Overloaded):
+        if self._broken > REOPENINGS or not isinstance(failure, _WORTH_ANOTHER):
             return None
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._broken - 1))
         pause = (failure.retry_after or 0.0) + random.uniform(0.5, 1.0) * longest

@@ -1,7 +1,6 @@
 """A second try beside a first one that is slow: the first answer counts, the other call is cancelled."""
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -9,36 +8,10 @@ from typing import TypeVar
 
 import grpc
 
+from plaudit.clients.budget import Budget
 from plaudit.clients.tries import Attempt
 
 ResponseT = TypeVar("ResponseT")
-
-SHARE, MOST = 0.1, 10.0
-"""Of a client's calls one in ten may be made twice, and so many at once after a while without."""
-
-
-class Budget:
-    """How many calls may still be made twice: a service that is slow for all isn't asked for twice as much.
-
-    Safe to use from many threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._left = MOST
-
-    def earn(self) -> None:
-        """A call is made."""
-        with self._lock:
-            self._left = min(MOST, self._left + SHARE)
-
-    def spend(self) -> bool:
-        """Whether one more may be made twice."""
-        with self._lock:
-            if self._left < 1:
-                return False
-            self._left -= 1
-            return True
 
 
 def first_answer(

@@ -5,6 +5,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from plaudit.clients.budget import A_SECOND, Budget
+
 FAILURES = 3
 """In a row, after which an address is left out."""
 FIRST_REST, LONGEST_REST = 1.0, 30.0
@@ -26,6 +28,9 @@ class Replicas:
         self._lock = threading.Lock()
         self._replicas = [_Replica() for _ in range(count)]
         self._turn = 0
+        self.budget = Budget(A_SECOND)
+        """Of going on to another address, and of opening a stream again: what does so in vain takes from it,
+        each answer gives back. Once it is gone a call is made once."""
 
     def in_turn(self) -> list[int]:
         """Indices of those to try, in this order; the first is another one each time.

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 
 import grpc
 
+from plaudit.clients.budget import Budget
 from plaudit.clients.data import Chat, Scorable
 from plaudit.clients.errors import (
     DeadlineExceeded,
@@ -72,26 +73,37 @@ class _Scoring:
         if not self._is_more:
             stream.end()
 
-    def _handle(self, stream: ScoreStream, event: Event) -> float:
-        """Seconds to pause before another stream, if it broke. Raises what ends it all."""
+    def _handle(self, stream: ScoreStream, event: Event) -> Iterator[float]:
+        """Takes the event; gives the pauses before another stream, if it broke. Raises what ends it all."""
         if isinstance(event, ScoreStreamResponse):
             self._refuse_another_model(stream, event.model)
             self._flight.answer(event.results)
             self._endurance.renew()
+            stream.has_answered = True
             stream.opened.note(None)
-            return 0.0
+            return
         self._close()
         if not self._flight.is_waiting:
-            return 0.0  # nothing was lost; the next item opens another
+            return  # nothing was lost; the next item opens another
         failure = self._failure(stream, event)
+        if stream.has_answered and isinstance(failure, DeadlineExceeded):
+            return  # its own end, which says nothing of the address; another goes on
         stream.opened.note(failure)
         if isinstance(failure, Unauthenticated) and stream.opened.is_outdated():
-            return 0.0  # a stream keeps its token; that has been rotated, and the next shows the new one
-        pause = self._endurance.pause_after(failure)
-        if pause is None:
-            raise failure from event
-        self._endurance.spent += pause
-        return pause
+            return  # a stream keeps its token; that has been rotated, and the next shows the new one
+        yield from self._pauses(stream.opened.budget, failure, event)
+
+    def _pauses(self, budget: Budget, failure: PlauditError, error: grpc.RpcError | None) -> Iterator[float]:
+        """Until another stream may be opened; in an outage all streams of a client together do so seldom."""
+        is_away = isinstance(failure, Unavailable)
+        if is_away and self._endurance.is_in_vain:
+            budget.spend()
+        while (pause := self._endurance.pause_after(failure)) is not None:
+            self._endurance.spent += pause
+            yield pause
+            if not is_away or budget.has_some:
+                return
+        raise failure from error
 
     def _refuse_another_model(self, stream: ScoreStream, model: ModelVersion) -> None:
         """A stream that broke may go on at a service with other weights, whose rewards compare with none."""
@@ -165,7 +177,8 @@ class BlockingScoring(_Scoring):
         while stream := self._stream:
             if not wait and self._inbox.empty() and self._endurance.left:
                 return
-            time.sleep(self._handle(stream, self._next_event(stream)))
+            for pause in self._handle(stream, self._next_event(stream)):
+                time.sleep(pause)
             wait = False
 
     def _next_event(self, stream: ScoreStream) -> Event:
@@ -242,7 +255,8 @@ class AwaitedScoring(_Scoring):
             self._send_unanswered(ScoreStream(self._open_stream, self._first, deliver))
         number, event = await self._next_event()
         if self._stream and number == self._number:
-            await asyncio.sleep(self._handle(self._stream, event))
+            for pause in self._handle(self._stream, event):
+                await asyncio.sleep(pause)
 
     async def _next_event(self) -> tuple[int, Event]:
         """Without a time limit while nothing is in flight: it's the items that are waited for."""

@@ -11,15 +11,19 @@ from typing import TypeAlias
 
 import grpc
 
-from plaudit.clients.calls import OpenedStream
+from plaudit.clients.opened_stream import OpenedStream
 from plaudit.v1.reward_pb2 import ScoreStreamRequest, ScoreStreamResponse, StreamItem
 
 MESSAGE_ITEMS, MESSAGE_BYTES = 32, 256 * 1024
 """A message that has so much is full: few enough for any server's limits, even if each byte were a token."""
+STREAM_SECONDS = 3600.0
+"""A stream has a deadline like every call. What is under way when it passes is computed again, over another
+stream, so it isn't short; a server that lost sight of its client is rid of the stream all the same."""
 
 Event: TypeAlias = ScoreStreamResponse | grpc.RpcError | None
 """Results; or the end of the stream, by an error or, None, in good order."""
-OpenStream: TypeAlias = Callable[[Iterator[ScoreStreamRequest]], OpenedStream[ScoreStreamResponse]]
+OpenStream: TypeAlias = Callable[[Iterator[ScoreStreamRequest], float], OpenedStream[ScoreStreamResponse]]
+"""By the messages to send and the seconds that it may last."""
 
 
 class ScoreStream:
@@ -30,7 +34,9 @@ class ScoreStream:
     ) -> None:
         """`first` has what counts in the first message only, and no items."""
         self._outbox: SimpleQueue[StreamItem | None] = SimpleQueue()
-        self.opened = open_stream(_packed(self._outbox, first))
+        self.opened = open_stream(_packed(self._outbox, first), STREAM_SECONDS)
+        self.has_answered = False
+        """Whether a result came; who takes them says so."""
         threading.Thread(target=self._read, args=(deliver,), name="plaudit-scores", daemon=True).start()
 
     def send(self, item: StreamItem) -> None:

@@ -36,8 +36,8 @@ class Attempt:
     is_spare: bool = False
     """Over the second connection to the only address."""
 
-    def arguments(self, timeout: float | None) -> dict[str, Any]:
-        """What gRPC wants to know beside the request; `timeout` None for a stream without an end."""
+    def arguments(self, timeout: float) -> dict[str, Any]:
+        """What gRPC wants to know beside the request."""
         return {"timeout": timeout, "metadata": self.metadata, "wait_for_ready": self.wait_for_ready}
 
 
@@ -48,6 +48,8 @@ class Tries(Iterator[Attempt]):
     (channel.py). A service that is full is there, and says when it wants to be asked again; it isn't
     asked before. What spares it is that callers spread out: what each pause has beyond that is drawn from
     a span that doubles from one try to the next.
+
+    Where one address is away another is asked, unless too many calls have lately done so in vain.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Tries(Iterator[Attempt]):
         self._started = time.monotonic()
         self._made = 0
         self._made_at = self._started
+        self._goes_on = False
+        """Whether an address was away, and others are asked for it."""
         self._full: list[Overloaded] = []
         self._refusal: Overloaded | None = None
 
@@ -105,8 +109,10 @@ class Tries(Iterator[Attempt]):
         """How an address did: what isn't a failure of its own, or is None, was an answer."""
         if isinstance(failure, Unavailable | DeadlineExceeded):
             self._replicas.failed(attempt.channel_index)
-        else:
-            self._replicas.answered(attempt.channel_index)
+            return
+        self._replicas.answered(attempt.channel_index)
+        if failure is None:
+            self._replicas.budget.earn()
 
     def answered(self, attempt: Attempt) -> None:
         """It ended well."""
@@ -114,15 +120,28 @@ class Tries(Iterator[Attempt]):
 
     def pause_after(self, failure: PlauditError) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""
-        if not self._idempotent or not isinstance(failure, Unavailable | Overloaded):
+        pause = self._pause_after(failure)
+        if pause is None and self._goes_on and isinstance(failure, Unavailable | DeadlineExceeded):
+            self._replicas.budget.spend()
+        return pause
+
+    def _pause_after(self, failure: PlauditError) -> float | None:
+        if not self._idempotent or not isinstance(failure, Unavailable | Overloaded) or not self.left:
             return None
         if isinstance(failure, Overloaded):
             self._full.append(failure)
             self._refusal = failure
-        if self._made % len(self.attempts):
+        if self._made % len(self.attempts) and self._may_go_on(failure):
             return 0.0  # another address may do it at once
         full, self._full = self._full, []
         return self._until_less_full(full) if full else None
+
+    def _may_go_on(self, failure: PlauditError) -> bool:
+        """A call that has begun a round ends it: as long as one address answers, no round is in vain."""
+        if isinstance(failure, Unavailable):
+            self._goes_on = self._goes_on or self._replicas.budget.has_some
+            return self._goes_on
+        return True
 
     def _until_less_full(self, full: Sequence[Overloaded]) -> float | None:
         rounds = self._made // len(self.attempts)

@@ -101,7 +101,7 @@ class Journal:
     def _check(self, first: bytes, facts: Mapping[str, str]) -> None:
         try:
             begun = dict(json.loads(first))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise FileError(f"{self.path}: no journal of plaudit score; move it away") from None
         for name in (*facts, *begun):
             if facts.get(name) != begun.get(name):
@@ -117,9 +117,12 @@ class Journal:
 
 def _line_of(raw: bytes) -> int:
     """The line number of a whole line of the journal, else 0."""
+    if not raw.endswith(b"\n"):
+        return 0
     try:
-        number = json.loads(raw)[0] if raw.endswith(b"\n") else 0
-    except (ValueError, LookupError, TypeError):
+        number, *packed = json.loads(raw)
+        _unpacked(packed)
+    except (ValueError, TypeError, RecursionError):
         return 0
     return number if isinstance(number, int) else 0
 

@@ -16,7 +16,7 @@ from plaudit import (
     RewardClient,
     Unavailable,
 )
-from plaudit.clients.hedging import MOST, SHARE, Budget
+from plaudit.clients.budget import MOST, SHARE
 
 AFTER = 0.05
 PAIR = [("the film", " is good")]
@@ -151,14 +151,6 @@ def test_without_being_asked_for_nothing_is_made_twice(serve_reward, ask):
     server = serve_reward(behave)
     assert ask(server.address) == [0.5]
     assert len(server.heard) == 1
-
-
-def test_a_budget_comes_back_with_calls():
-    budget = Budget()
-    assert [budget.spend() for _ in range(int(MOST) + 1)] == [True] * int(MOST) + [False]
-    for _ in range(int(1 / SHARE) + 1):
-        budget.earn()
-    assert [budget.spend(), budget.spend()] == [True, False]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])

@@ -29,6 +29,8 @@ from plaudit import (
     Violation,
 )
 from plaudit.clients import flight, token as client_token
+from plaudit.clients.budget import Budget
+from plaudit.clients.replicas import Replicas
 from plaudit.clients.score_many import NOT_YET
 from plaudit.clients.streams import MESSAGE_BYTES, MESSAGE_ITEMS
 from plaudit.v1 import reward_pb2
@@ -413,7 +415,8 @@ def test_a_stream_goes_on_at_the_same_weights_only(serve_streams, streams, score
     assert len(got) >= 10
 
 
-def test_how_often_in_a_row_is_bounded(serve_streams, streams, score_many, quick_pauses):
+def test_how_often_in_a_row_is_bounded(serve_streams, streams, score_many, quick_pauses, monkeypatch):
+    monkeypatch.setattr(Budget, "has_some", True)
     server = serve_streams(streams.answer_then(0, GONE))
     with pytest.raises(Unavailable, match="draining"):
         list(score_many(server.address, pairs(3)))
@@ -425,6 +428,28 @@ def test_a_result_makes_it_worth_going_on(serve_streams, streams, score_many, qu
     server = serve_streams(streams.answer_then(1, GONE))
     assert list(score_many(server.address, pairs(count))) == expected(count)
     assert len(streams.heard) >= count
+
+
+OVER = refuse(Code.DEADLINE_EXCEEDED, "the stream's deadline")
+
+
+def test_a_stream_that_ends_with_its_deadline_is_no_failure(serve_streams, streams, score_many, monkeypatch):
+    """Neither of the address nor, however often it happens, of the scoring; and nobody pauses."""
+    monkeypatch.setattr(flight.Endurance, "pause_after", lambda *_: pytest.fail("it counts as a break"))
+    monkeypatch.setattr(Replicas, "failed", lambda *_: pytest.fail("it counts against the address"))
+    count = flight.REOPENINGS + 5
+    server = serve_streams(*[streams.answer_then(1, OVER, heard=2)] * count, streams.answer)
+    assert list(score_many(server.address, pairs(2 * count), window=2)) == expected(2 * count)
+    assert len(streams.heard) == count + 1
+
+
+def test_a_stream_that_brought_nothing_before_its_deadline_is_one(
+    serve_streams, streams, score_many, quick_pauses
+):
+    server = serve_streams(streams.answer_then(0, OVER))
+    with pytest.raises(DeadlineExceeded):
+        list(score_many(server.address, pairs(3)))
+    assert len(streams.heard) == 1 + flight.REOPENINGS
 
 
 def test_the_wait_for_a_service_is_bounded_by_the_timeout(serve_streams, streams, score_many):
