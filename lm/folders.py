@@ -82,6 +82,11 @@ def first_line(error: BaseException) -> str:
     """What a library says of a failure, short enough for a line of ours."""
     if "ignore_mismatched_sizes" in str(error):  # what transformers says of it is for its own callers
         return "the shapes that config.json asks for aren't those of the weights"
+    if "trust_remote_code" in str(error):
+        return (
+            "needs Python that comes with it (auto_map), and such code doesn't run unless it is trusted; a "
+            "service that was started with --trust-remote-code loads it"
+        )
     if "backend tokenizer" in str(error):
         return "no tokenizer.json, nor files that make one; were the tokenizer's files copied?"
     lines = str(error).strip().splitlines()

@@ -32,6 +32,8 @@ transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 logging.getLogger("huggingface_hub").handlers.clear()
 
+log = logging.getLogger("lm.loading")
+
 _one_at_a_time = threading.Lock()
 """transformers builds a model on a process-wide default device: two loads at once break each other."""
 
@@ -74,16 +76,19 @@ class LoadedReward:
     """Whether the model is given its tokenizer's token types."""
 
 
-def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
-    """Loads a folder or hub id, dropout off. Raises ModelLoadError with the reason in one line."""
-    model, info = _load(AutoModelForCausalLM, model_id, placement)
+def load_causal_lm(model_id: str, placement: Placement, trust_remote_code: bool = False) -> LoadedLM:
+    """Loads a folder or hub id, dropout off. Raises ModelLoadError with the reason in one line.
+
+    Python that comes with the model runs with `trust_remote_code` only.
+    """
+    model, info = _load(AutoModelForCausalLM, model_id, placement, trust_remote_code)
     if info["missing_keys"]:
         raise ModelLoadError(
             f"{model_id}: weights lack {sorted(info['missing_keys'])[0]!r} and would be random"
         )
     if SCORE in info["unexpected_keys"]:  # with tied embeddings nothing is missing, and it would serve
         raise ModelLoadError(f"{model_id}: holds {SCORE!r}: this is a reward model, not a language model")
-    tokenizer = load_tokenizer(model_id)
+    tokenizer = load_tokenizer(model_id, trust_remote_code)
     _check_vocabulary(model_id, model, tokenizer)
     check_logits(model)
     return LoadedLM(
@@ -92,13 +97,16 @@ def load_causal_lm(model_id: str, placement: Placement) -> LoadedLM:
     )  # fmt: skip
 
 
-def load_reward_model(model_id: str, placement: Placement, outputs: int | None = 1) -> LoadedReward:
+def load_reward_model(
+    model_id: str, placement: Placement, outputs: int | None = 1, trust_remote_code: bool = False
+) -> LoadedReward:
     """Loads a folder or hub id in `AutoModelForSequenceClassification` format.
 
     `outputs` is the `num_labels` it must have; None for any. Raises ModelLoadError; also where the head
-    would be newly initialised, since such a model's scores mean nothing.
+    would be newly initialised, since such a model's scores mean nothing. Python that comes with the
+    model runs with `trust_remote_code` only.
     """
-    model, info = _load(AutoModelForSequenceClassification, model_id, placement)
+    model, info = _load(AutoModelForSequenceClassification, model_id, placement, trust_remote_code)
     if info["missing_keys"]:
         name = sorted(info["missing_keys"])[0]
         raise ModelLoadError(
@@ -108,7 +116,7 @@ def load_reward_model(model_id: str, placement: Placement, outputs: int | None =
         raise ModelLoadError(
             f"{model_id}: num_labels is {model.config.num_labels}; a reward model used here has {outputs}"
         )
-    tokenizer = load_tokenizer(model_id)
+    tokenizer = load_tokenizer(model_id, trust_remote_code)
     _check_vocabulary(model_id, model, tokenizer)
     config = model.config
     std = float(getattr(config, "reward_std", None) or 1.0)
@@ -119,10 +127,10 @@ def load_reward_model(model_id: str, placement: Placement, outputs: int | None =
     )  # fmt: skip
 
 
-def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_id: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises ModelLoadError."""
     try:
-        return AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model_id, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a file or hub can do wrong
         raise ModelLoadError(f"{model_id}: no tokenizer: {first_line(error)}") from error
 
@@ -153,13 +161,17 @@ def context_length(model: PreTrainedModel) -> int:
 AutoKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
-def _load(kind: AutoKind, model_id: str, placement: Placement) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load(
+    kind: AutoKind, model_id: str, placement: Placement, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     check_folder(model_id)
+    if trust_remote_code:
+        log.warning("%s: Python that comes with this model runs here, as trust_remote_code asks", model_id)
     try:
         with _one_at_a_time:
             loaded: Any = kind.from_pretrained(
                 model_id, dtype=placement.dtype, use_safetensors=True, output_loading_info=True,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
             )  # fmt: skip
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError, …
         nowhere = "" if Path(model_id).exists() else "no such folder, and from the hub: "

@@ -8,6 +8,7 @@ ServiceError
 │   ├── QuotaExceeded    RESOURCE_EXHAUSTED   the caller has had its share; carries when to come back
 │   └── NotRead          RESOURCE_EXHAUSTED   the caller doesn't read what it is sent
 ├── NotServing           UNAVAILABLE          loading or draining; carries when to come back
+│   └── Silent               UNAVAILABLE          the caller sends nothing; another stream may begin at once
 ├── Damaged              DATA_LOSS            a digest doesn't match
 ├── Conflict             ABORTED              somebody else is doing it already
 ├── TooLate              DEADLINE_EXCEEDED    the deadline can't be met
@@ -86,6 +87,13 @@ class NotServing(ServiceError):
     def __init__(self, description: str, retry_after: float = 1.0) -> None:
         super().__init__(description)
         self.retry_after = retry_after
+
+
+class Silent(NotServing):
+    """The caller has sent nothing for so long that its stream ends; it may begin another at once."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description, retry_after=0.0)
 
 
 class Damaged(ServiceError):

@@ -17,10 +17,14 @@ from typing import Annotated
 import typer
 
 from lm.errors import LmError
+from lm.roots import Roots
 from services.packages import absence, brought_by
 from services.rpc.arguments import (
+    ROOTS_HELP,
+    ROOTS_KEY,
     HealthAddress,
     Insecure,
+    MetricsPlaintext,
     OidcAudience,
     OidcIssuer,
     OidcJwks,
@@ -130,6 +134,9 @@ def _command(stage: Stage) -> Callable[..., None]:
         set_: Annotated[
             list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a key; repeatable.")
         ] = None,
+        roots: Annotated[
+            str | None, typer.Option(metavar="DIR:DIR", envvar=ROOTS_KEY, help=ROOTS_HELP)
+        ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
         accept_changes: Annotated[
             str, typer.Option(metavar="A.B,…", help="What may differ from the checkpoint's run.")
@@ -155,6 +162,7 @@ def _command(stage: Stage) -> Callable[..., None]:
         oidc_jwks: OidcJwks = None,
         insecure: Insecure = False,
         health_address: HealthAddress = None,
+        metrics_plaintext: MetricsPlaintext = False,
         parent: Annotated[
             int | None, typer.Option("--exit-with-parent", metavar="PID", help="Stop when that process ends.")
         ] = None,
@@ -162,7 +170,7 @@ def _command(stage: Stage) -> Callable[..., None]:
     ) -> None:
         end_with_parent(parent)
         kind: type[StageConfig] = getattr(importlib.import_module(f"{stage.module}.config"), stage.config)
-        loaded = load_config(kind, config, set_ or ())
+        loaded = load_config(kind, config, set_ or (), roots=Roots.parse(roots))
         if print_config:
             typer.echo(render_toml(loaded), nl=False)
             return
@@ -182,6 +190,7 @@ def _command(stage: Stage) -> Callable[..., None]:
             oidc_issuer,
             oidc_audience,
             oidc_jwks,
+            metrics_plaintext,
         )
         # These bring gRPC and torch, which --help needn't wait for.
         from services.rpc.tracing import traced

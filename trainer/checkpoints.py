@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,6 +34,8 @@ _PREFIX = "step-"
 _TEMPORARY = ".tmp-"
 _FORMER = ".old-"
 _TAG = "$"
+_KINDS = {"step": int, "parts": dict, "files": dict, "digests": dict, "changes": list}
+"""What of a manifest is read."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,25 +113,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError naming the first file that is absent or damaged.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} can't be read: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not of version {VERSION}")
-    if manifest.pop("sha256", None) != _json_sha256(manifest):
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged (its sha256 differs)")
+    manifest = _read_sealed(path)
     if manifest["step"] != step_of(path):
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} is that of step {manifest['step']}")
     for name, digest in manifest["files"].items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path}: {name} is missing")
         try:
-            found = _sha256(path / name)
+            found = _sha256(path / name) if (path / name).is_file() else None
         except OSError as error:
             raise CheckpointError(f"checkpoint {path}: {name} can't be read: {error.strerror}") from None
+        if found is None:
+            raise CheckpointError(f"checkpoint {path}: {name} is missing")
         if found != digest:
             raise CheckpointError(f"checkpoint {path}: {name} is damaged (its sha256 differs)")
+    return manifest
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    """The manifest, which is as it was written and has all that is read of it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+            raise CheckpointError(f"checkpoint {path}: {MANIFEST} is not of version {VERSION}")
+        is_sealed = manifest.pop("sha256", None) == _json_sha256(manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} can't be read: {error}") from None
+    if not is_sealed:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged (its sha256 differs)")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(manifest.get(name), kind)]
+    if wrong:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} lacks {', '.join(wrong)}")
     return manifest
 
 
@@ -178,8 +191,11 @@ def _write_part(folder: Path, name: str, state: State) -> list[str]:
 
 
 def _read_part(folder: Path, name: str, files: Collection[str]) -> State:
-    tensors = load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in files else {}
-    return _unflatten(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+    try:
+        tensors = load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in files else {}
+        return _unflatten(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {folder}: the part {name} can't be read: {error}") from None
 
 
 def _flatten(value: State, path: str, tensors: dict[str, Tensor]) -> Json:

@@ -24,7 +24,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from lm.roots import Roots
 from trainer.errors import ConfigError
+from trainer.paths import CHECKPOINTS, OUTSIDE, ModelPath, RunDirectory
 
 TomlValue: TypeAlias = Any
 TrackerName = Literal["tensorboard", "wandb"]
@@ -49,7 +51,7 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
     """Names the run; its files go to `directory`/`name`."""
-    directory: Path = Path("runs")
+    directory: RunDirectory = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random choice follows from it."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -70,7 +72,7 @@ class RunSection(Section):
     @property
     def checkpoints(self) -> Path:
         """Where its checkpoints are."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
 
 class StageConfig(Section):
@@ -84,7 +86,7 @@ class ModelSection(Section):
 
     volatile = frozenset({"device", "path"})  # what is in the path has a digest
 
-    path: str
+    path: ModelPath
     """A folder or hub id in Hugging Face format."""
     trainable: str | list[str] = "all"
     """"all", "top:N" (the last N layers, final norm and head), or regular expressions of names."""
@@ -137,7 +139,7 @@ class RunOptions:
     health_address: str | None = None
     """HOST:PORT of a plaintext port with nothing but health."""
     tls_cert: Path | None = None
-    """PEM of TrainerService's certificate, or a directory; plaintext without it."""
+    """PEM of the certificate of TrainerService and metrics, or a directory; plaintext without it."""
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     """PEM of the CAs of which every caller must have a certificate."""
@@ -147,11 +149,8 @@ class RunOptions:
     """Whose JWTs it takes, too; with the two below."""
     oidc_audience: str | None = None
     oidc_jwks: str | None = None
-
-    @property
-    def insecure_metrics(self) -> bool:
-        """Whether metrics may be reached from other machines: as with services, plaintext with TLS, too."""
-        return self.insecure or self.tls_cert is not None
+    metrics_plaintext: bool = False
+    """Whether metrics are in plaintext with TLS, too."""
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -162,10 +161,11 @@ def load_config(
     path: Path,
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
+    roots: Roots | None = None,
 ) -> ConfigT:
     """Reads `path` and lays environment and `overrides` ("a.b=c") over it.
 
-    Raises ConfigError listing every problem at once.
+    All places that it names must lie below `roots`, if given. Raises ConfigError with every problem at once.
     """
     tree = _read_toml(path)
     for name, value in _environment_settings(cls, environ):
@@ -174,7 +174,7 @@ def load_config(
         _assign(tree, *_parse_override(override))
     try:
         # JSON mode is strict about types, yet takes "a/b" for a Path and an array for a tuple.
-        return cls.model_validate_json(json.dumps(tree, default=str))
+        return cls.model_validate_json(json.dumps(tree, default=str), context=roots)
     except ValidationError as error:
         raise ConfigError(_problems(cls, error), str(path)) from None
     except (ValueError, RecursionError) as error:  # of json.dumps
@@ -229,7 +229,7 @@ def _problems(cls: type[Section], error: ValidationError) -> list[str]:
         loc = [part for part in each["loc"] if not _is_union_member(part)]
         name = ".".join(map(str, loc))
         findings.setdefault(name, []).append(_describe(cls, loc, each))
-        if each["type"] not in ("extra_forbidden", "missing"):
+        if each["type"] not in ("extra_forbidden", "missing", OUTSIDE):
             inputs[name] = f", not {json.dumps(each['input'], default=str)}"
     return [f"{name}: {' or '.join(what)}{inputs.get(name, '')}" for name, what in findings.items()]
 

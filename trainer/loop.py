@@ -176,8 +176,7 @@ class Loop:
         ):
             options = self._run.options
             if options.metrics_address:
-                address = self.metrics.serve(options.metrics_address, options.insecure_metrics)
-                print(f"metrics on {address}", flush=True)
+                print(f"metrics on {self.metrics.serve(options)}", flush=True)
             self._run.board.tell(state="running", step=self.step, total_steps=self._total)
             if at_start:
                 with self._span("start", self.step):

@@ -8,7 +8,6 @@ Only names of the table can be logged. Counters grow over the whole run, resumed
 file holds their values so far. PPO's names are TRL's where TRL has them; RECIPE section 4 defines them.
 """
 
-import ipaddress
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from services.rpc.metrics import ModelInfo, export_build_info
+from services.rpc.metrics_endpoint import MetricsEndpoint
+from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
+from trainer.config import RunOptions
 from trainer.disk import Disk
 from trainer.errors import ConfigError
 from trainer.metrics_file import MetricsFile
+from trainer.ports import security
 
 Stage = Literal["sft", "reward_model", "ppo"]
 
@@ -249,23 +252,27 @@ class RunMetrics:
             if name in self._gauges:
                 self._gauges[name].set(number)
 
-    def serve(self, address: str, insecure: bool = False) -> str:
-        """Exports to Prometheus at HOST:PORT and returns the address bound.
+    def serve(self, told: RunOptions) -> str:
+        """Exports to Prometheus at `told.metrics_address` and returns the address bound.
 
-        Raises ConfigError if it is no address, taken, or open to other machines without `insecure`.
+        Raises ConfigError if it is no address, taken, open to other machines in plaintext that nobody asked
+        for, or if the certificate can't be used.
         """
-        host, _, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not host or not port.isdecimal():
-            raise ConfigError.at("--metrics-address", f"is {address!r}; use HOST:PORT")
-        if not insecure and not _is_loopback(host):
-            reason = "can be reached from other machines; use 127.0.0.1, or add --insecure"
-            raise ConfigError.at("--metrics-address", f"{address} {reason}")
+        options = ServerOptions(
+            metrics_address=told.metrics_address,
+            insecure=told.insecure,
+            security=security(told),
+            metrics_plaintext=told.metrics_plaintext,
+        )
         try:
-            server, _ = start_http_server(int(port), host, registry=self.registry)
-        except (OSError, OverflowError) as error:
-            raise ConfigError.at("--metrics-address", f"{address}: {error}") from None
-        return address.removesuffix(port) + str(server.server_port)
+            options.check()
+            host, port = parse_address(told.metrics_address or "", "--metrics-address")
+            endpoint = MetricsEndpoint(host, port, self.registry, options.metrics_security)
+        except OptionError as error:
+            raise ConfigError([str(error)]) from None
+        except OSError as error:
+            raise ConfigError.at("--metrics-address", f"{told.metrics_address}: {error}") from None
+        return join_address(host, endpoint.port)
 
     def __enter__(self) -> Self:
         return self
@@ -277,13 +284,6 @@ class RunMetrics:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _json_number(value: float) -> float | None:

@@ -12,11 +12,12 @@ from grpc import aio
 from plaudit.v1 import trainer_pb2, trainer_pb2_grpc
 from services.rpc.background import serve_in_background
 from services.rpc.interceptors import Readiness
-from services.rpc.options import OptionError, Security, ServerOptions, environment_file
+from services.rpc.options import OptionError, ServerOptions, environment_file
 from services.rpc.server import PortTaken, Service
 from trainer.board import Board, Stage, Status
 from trainer.config import RunOptions
 from trainer.errors import ConfigError, Stopped
+from trainer.ports import security
 from trainer.stopping import StopSignal
 
 FULL_NAME = "plaudit.v1.TrainerService"
@@ -158,15 +159,7 @@ def _server(board: Board, stop: StopSignal, address: str, told: RunOptions) -> I
         insecure=told.insecure,
         token=os.environ.get("PLAUDIT_TOKEN"),
         token_file=environment_file("PLAUDIT_TOKEN_FILE"),
-        security=Security(
-            told.tls_cert,
-            told.tls_key,
-            told.tls_client_ca,
-            told.tokens,
-            told.oidc_issuer,
-            told.oidc_audience,
-            told.oidc_jwks,
-        ),
+        security=security(told),
         health_address=told.health_address,
     )
     with ExitStack() as stack:

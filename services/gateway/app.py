@@ -16,6 +16,7 @@ from services.gateway.asking import PROBLEMS, RewardService, naming
 from services.gateway.metrics import HttpMetrics
 from services.gateway.middleware import OPERATIONS, Bookkeeping, WholeRequests
 from services.gateway.paths import Paths
+from services.gateway.texts import HttpTexts
 from services.gateway.upstream import Upstream
 from services.rpc.tokens import Tokens
 
@@ -31,16 +32,18 @@ def gateway_app(
     metrics: HttpMetrics | None = None,
     tokens: Callable[[], Tokens] | None = None,
     issuer: "Issuer | None" = None,
+    log_texts: bool = False,
 ) -> ASGIApp:
     """The application; `upstream` is closed when it shuts down. Anybody may ask without `tokens`.
 
-    `issuer` is whose JWTs are good beside them.
+    `issuer` is whose JWTs are good beside them. With `log_texts` bodies, and what faults say, are logged.
     """
     metrics = metrics or HttpMetrics()
-    inner: ASGIApp = WholeRequests(described_app(upstream, metrics))
+    described = described_app(upstream, metrics)
+    inner: ASGIApp = WholeRequests(HttpTexts(described) if log_texts else described)
     if tokens is not None:
         inner = HttpAccess(inner, tokens, metrics, lambda: upstream.authorization, issuer)
-    return Bookkeeping(inner, metrics)
+    return Bookkeeping(inner, metrics, log_texts)
 
 
 def described_app(upstream: Upstream, metrics: HttpMetrics) -> FastAPI:

@@ -10,6 +10,8 @@ import typer
 from services.rpc.arguments import (
     HealthAddress,
     Insecure,
+    LogTexts,
+    MetricsPlaintext,
     OidcAudience,
     OidcIssuer,
     OidcJwks,
@@ -55,7 +57,9 @@ def _main(
     oidc_jwks: OidcJwks = None,
     insecure: Insecure = False,
     health_address: HealthAddress = None,
+    metrics_plaintext: MetricsPlaintext = False,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    log_texts: LogTexts = False,
     grace: Annotated[float, typer.Option(help="Seconds that requests in flight get at shutdown.")] = 20.0,
 ) -> None:
     # after the arguments are known to be right: FastAPI takes a second
@@ -73,6 +77,8 @@ def _main(
         log_format=log_format,
         security=Security(tls_cert, tls_key, tls_client_ca, tokens, oidc_issuer, oidc_audience, oidc_jwks),
         health_address=health_address,
+        log_texts=log_texts,
+        metrics_plaintext=metrics_plaintext,
     )
     with traced("gateway"):
         raise typer.Exit(asyncio.run(serve(reward, options)))

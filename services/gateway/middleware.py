@@ -43,9 +43,11 @@ class CallerGone(Exception):
 class Bookkeeping:
     """Gives a request its id and its place in log and metrics, and says who it comes from."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, log_texts: bool = False) -> None:
+        """With `log_texts` the log has what a fault says, too, which may hold what callers wrote."""
         self._app = app
         self._metrics = metrics
+        self._log_texts = log_texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; also what no handler of the app turned into an answer."""
@@ -69,8 +71,8 @@ class Bookkeeping:
             await problems.response(problem)(exchange.scope, exchange.receive, exchange.send)
             exchange.trace_refusal()
         except Exception as error:  # the app has answered it already
-            bare = logs.without_text(error)
-            errors_log.error("unexpected error in %s %s", exchange.method, exchange.path, exc_info=bare)
+            shown = error if self._log_texts else logs.without_text(error)
+            errors_log.error("unexpected error in %s %s", exchange.method, exchange.path, exc_info=shown)
 
     def _record(self, exchange: "_Exchange") -> None:
         seconds = time.perf_counter() - exchange.started

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import os
 import signal
@@ -22,9 +23,12 @@ from services.gateway.app import gateway_app
 from services.gateway.metrics import HttpMetrics
 from services.gateway.upstream import Upstream
 from services.rpc.guard import open_files, open_issuer
-from services.rpc.metrics import MetricsEndpoint
+from services.rpc.metrics_endpoint import MetricsEndpoint
 from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
+from services.rpc.texts import ANNOUNCEMENT
 from services.rpc.tls import newest_context, open_context, subject_names
+
+log = logging.getLogger("services.gateway.server")
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -44,7 +48,9 @@ class Gateway:
         self._issuer = open_issuer(options.security, metrics)
         tokens, certificate = self._tokens, self._certificate
         callers = None if tokens is None else lambda: tokens.value
-        app = gateway_app(_upstream(reward, options), metrics, callers, self._issuer)
+        app = gateway_app(_upstream(reward, options), metrics, callers, self._issuer, options.log_texts)
+        if options.log_texts:
+            log.warning(ANNOUNCEMENT)
         tls = None if certificate is None else newest_context(certificate)
         self._api = HttpServer(app, options.address, options.grace_s, tls)
         self._health: HttpServer | None = None
@@ -58,7 +64,7 @@ class Gateway:
         if options.metrics_address is not None:
             host, port = parse_address(options.metrics_address, "--metrics-address")
             with _said_of(options.metrics_address):
-                self._metrics = MetricsEndpoint(host, port, metrics.registry)
+                self._metrics = MetricsEndpoint(host, port, metrics.registry, options.metrics_security)
                 self.metrics_address = join_address(host, self._metrics.port)
 
     @property

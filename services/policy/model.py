@@ -25,6 +25,7 @@ def load_model(
     dtype: str = "auto",
     threads: int = 0,
     special_tokens_in_text: SpecialTokensInText = "refuse",
+    trust_remote_code: bool = False,
 ) -> ServedModel:
     """Loads and hashes; blocks, and sets torch's threads, so it runs in the thread that will compute.
 
@@ -32,7 +33,7 @@ def load_model(
     """
     placement = choose_placement(device, dtype, threads)
     apply_threads(placement)
-    loaded = load_causal_lm(model_id, placement)
+    loaded = load_causal_lm(model_id, placement, trust_remote_code)
     if special_tokens_in_text == "escape":
         escape_special_tokens(loaded.tokenizer)
     facts = ModelFacts(

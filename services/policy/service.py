@@ -83,5 +83,6 @@ def _load_model(options: ModelOptions) -> "ServedModel":
     from services.policy.model import load_model  # brings torch: after the port is bound
 
     return load_model(
-        options.model, options.device, options.dtype, options.threads, options.special_tokens_in_text
-    )
+        options.model, options.device, options.dtype, options.threads, options.special_tokens_in_text,
+        options.trust_remote_code,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lm.errors import InputError
+from lm.roots import Roots
 from services.errors import InvalidInput, PreconditionFailed, UnknownName
 
 
@@ -19,14 +20,14 @@ class WeightsRoots:
         for folder in folders:
             if not Path(folder).is_dir():
                 raise InputError("--weights-root", f"{folder!r} is no folder")
-        self._roots = [Path(os.path.realpath(folder)) for folder in folders]
+        self._roots = Roots(folders) if folders else None
 
     def find(self, uri: str) -> Path:
         """The path that `uri` stands for, still to be opened.
 
         Raises InvalidInput if it can't be one, PreconditionFailed if this server reads no files at all.
         """
-        if not self._roots:
+        if self._roots is None:
             text = "this server reads no files; it would have to be started with --weights-root DIR"
             raise PreconditionFailed("ROOT", "uri", text)
         try:
@@ -48,12 +49,11 @@ class WeightsRoots:
         Raises InvalidInput if it lies elsewhere or is neither of both, UnknownName if it isn't there,
         PreconditionFailed if it can't be opened, or read within the block.
         """
-        real = Path(os.path.realpath(path))
-        root = next((root for root in self._roots if real.is_relative_to(root)), None)
-        if root is None:
+        found = self._roots.find(path) if self._roots else None
+        if found is None:
             raise InvalidInput.at("uri", "leads to no place below a --weights-root of this server")
         try:
-            opened = _open_below(root, real.relative_to(root).parts)
+            opened = _open_below(*found)
             try:
                 mode = os.fstat(opened).st_mode
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -69,10 +69,10 @@ class WeightsRoots:
             ) from None
 
 
-def _open_below(root: Path, parts: Sequence[str]) -> int:
+def _open_below(root: Path, way: Path) -> int:
     """Follows no link: a folder that is replaced by one since it was resolved leads nowhere else."""
     opened = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    for part in parts:
+    for part in way.parts:
         try:
             inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
         finally:

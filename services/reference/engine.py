@@ -14,11 +14,18 @@ from services.reference.items import Item, ModelFacts
 class ReferenceEngine:
     """A frozen causal language model."""
 
-    def __init__(self, model_id: str, device: str = "auto", dtype: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
         """Loads the model. Raises InputError for a wrong placement, ModelLoadError for a wrong model."""
         placement = choose_placement(device, dtype, threads)
         apply_threads(placement)
-        self._loaded = loaded = load_causal_lm(model_id, placement)
+        self._loaded = loaded = load_causal_lm(model_id, placement, trust_remote_code)
         self.token_budget = TOKEN_BUDGETS.get(placement.device.type, TOKEN_BUDGETS["cpu"])
         self.facts = ModelFacts(
             model_id=model_id,

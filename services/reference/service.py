@@ -54,4 +54,6 @@ def _load_engine(options: ModelOptions) -> Engine:
     check_folder(options.model)  # its errors are told before torch is imported, which takes seconds
     from services.reference.engine import ReferenceEngine  # brings torch: after the port is bound
 
-    return ReferenceEngine(options.model, options.device, options.dtype, options.threads)
+    return ReferenceEngine(
+        options.model, options.device, options.dtype, options.threads, options.trust_remote_code
+    )

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm.errors import InputError
+from lm.roots import Roots, is_hub_id
 from services.reward.interface import Combination
 from services.rpc.command import ModelOptions
 
@@ -45,6 +46,7 @@ class ModelSpec:
     compare_temperature: float = 1.0
     cache_items: int = 0
     special_tokens_in_text: Literal["refuse", "escape"] = "refuse"
+    trust_remote_code: bool = False
 
     def attribute_weights(self, attributes: Sequence[str]) -> tuple[float, ...]:
         """A weight for each output; 1 for the only one. Raises InputError if the names don't fit."""
@@ -77,14 +79,16 @@ class EnsembleSpec:
 Spec = ModelSpec | EnsembleSpec
 
 
-def model_specs(options: ModelOptions) -> list[Spec]:
-    """What `--model` asks for. Raises InputError."""
+def model_specs(options: ModelOptions, roots: Roots | None = None) -> list[Spec]:
+    """What `--model` asks for; the folders that a file names lie below `roots`. Raises InputError."""
     defaults = {key: value for key, value in asdict(options).items() if key != "model"}
     if not options.model.endswith(".toml"):
         return [ModelSpec("reward", options.model, **defaults)]
     tables = _read(Path(options.model))
     specs = [_spec(table, f"models[{index}]", defaults) for index, table in enumerate(tables)]
     _check_names(specs)
+    if roots is not None:
+        _check_places(specs, roots)
     return specs
 
 
@@ -132,6 +136,7 @@ def _check_value(key: str, value: object, path: str) -> None:
         "deviation_factor": (lambda found: _number(found) >= 0, "a number, 0 or more"),
         "threads": (_is_count, "a whole number, 0 or more"),
         "special_tokens_in_text": (lambda found: found in ("refuse", "escape"), "refuse or escape"),
+        "trust_remote_code": (lambda found: isinstance(found, bool), "true or false"),
         "cache_items": (_is_count, "a whole number, 0 or more"),
     }
     right, wanted = checks.get(key, (lambda found: isinstance(found, str), "a text"))
@@ -172,3 +177,9 @@ def _check_names(specs: Sequence[Spec]) -> None:
                 raise InputError(
                     f"models[{index}].ensemble", f"{member!r} is no model with a path in this file"
                 )
+
+
+def _check_places(specs: Sequence[Spec], roots: Roots) -> None:
+    for index, spec in enumerate(specs):
+        if isinstance(spec, ModelSpec) and not is_hub_id(spec.path) and (wrong := roots.misfit(spec.path)):
+            raise InputError(f"models[{index}].path", wrong)

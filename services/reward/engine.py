@@ -27,11 +27,12 @@ class RewardEngine:
         dtype: str = "auto",
         threads: int = 0,
         special_tokens_in_text: SpecialTokensInText = "refuse",
+        trust_remote_code: bool = False,
     ) -> None:
         """Loads the model. Raises InputError for a wrong placement, ModelLoadError for a wrong model."""
         placement = choose_placement(device, dtype, threads)
         apply_threads(placement)
-        self._loaded = loaded = load_reward_model(model_id, placement, outputs=None)
+        self._loaded = loaded = load_reward_model(model_id, placement, None, trust_remote_code)
         if special_tokens_in_text == "escape":
             escape_special_tokens(loaded.tokenizer)
         self._read = choose_reader(loaded.model)

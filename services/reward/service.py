@@ -5,6 +5,7 @@ from collections.abc import Callable
 from grpc import aio
 
 from lm.folders import check_folder
+from lm.roots import Roots
 from plaudit.v1 import reward_pb2_grpc
 from services.batching import CallLimits
 from services.oip import open_inference_pb2_grpc
@@ -25,12 +26,16 @@ def reward_service(
     options: ModelOptions,
     limits: CallLimits | None = None,
     load_engine: Callable[[ModelSpec], Engine] | None = None,
+    roots: Roots | None = None,
 ) -> Service:
-    """The service, nothing loaded yet. Raises InputError for a wrong file of models."""
+    """The service, nothing loaded yet. Raises InputError for a wrong file of models.
+
+    `roots` are the folders below which the models of a file must lie.
+    """
     metrics = ServerMetrics()
     reward_metrics = RewardMetrics(metrics.registry)
     limits = limits or CallLimits()
-    models = RewardModels(model_specs(options), load_engine or _load_engine, limits)
+    models = RewardModels(model_specs(options, roots), load_engine or _load_engine, limits)
     readiness = Readiness(oip.ALWAYS)
 
     def register(server: aio.Server) -> None:
@@ -69,4 +74,6 @@ def _load_engine(spec: ModelSpec) -> Engine:
     check_folder(spec.path)  # its errors are told before torch is imported, which takes seconds
     from services.reward.engine import RewardEngine  # brings torch: after the port is bound
 
-    return RewardEngine(spec.path, spec.device, spec.dtype, spec.threads, spec.special_tokens_in_text)
+    return RewardEngine(
+        spec.path, spec.device, spec.dtype, spec.threads, spec.special_tokens_in_text, spec.trust_remote_code
+    )

@@ -12,6 +12,7 @@ from services.reward.interface import Options, Outcome, Pending, RewardModel, Ti
 from services.reward.items import Item
 from services.reward.models import STREAM_WINDOW, RewardModels
 from services.rpc.readable import request_size
+from services.rpc.silent import owes
 
 MOST_RESULTS = 256
 """Results in one message."""
@@ -48,6 +49,7 @@ class ScoreStreamCall:
         Raises NotServing, once what is in the queue is answered, when the server shuts down: the rest, such
         as what is just being tokenised, is for another server.
         """
+        owes.set(lambda: bool(self._in_flight))
         reading = asyncio.create_task(self._read(requests))
         closing = asyncio.create_task(self._closing.wait())
         for task in (reading, closing):

@@ -189,7 +189,7 @@ class Access(CallInterceptor):
         if call.asks_by_stream:
             self._look_again(call)
 
-    def sent(self, call: Call) -> None:
+    def sent(self, call: Call, response: object) -> None:
         """Looks again in a stream."""
         if call.responds_by_stream:
             self._look_again(call)

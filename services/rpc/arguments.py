@@ -64,6 +64,25 @@ Insecure: TypeAlias = Annotated[
     bool,
     typer.Option("--insecure", envvar="PLAUDIT_INSECURE", help="Allow plaintext beyond this machine."),
 ]
+MetricsPlaintext: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--metrics-plaintext",
+        envvar="PLAUDIT_METRICS_PLAINTEXT",
+        help="Metrics in plaintext with TLS, too, for scrapers that can't speak it.",
+    ),
+]
+LogTexts: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--log-texts",
+        envvar="PLAUDIT_LOG_TEXTS",
+        help="Put prompts, responses and what faults say into log and traces; they are left out otherwise.",
+    ),
+]
 HealthAddress: TypeAlias = Annotated[
     str | None, typer.Option(help="HOST:PORT of a plaintext port for health alone; none without it.")
 ]
+ROOTS_KEY = "PLAUDIT_ROOTS"
+ROOTS_HELP = "Folders below which all paths in the configuration must lie; it may name any without."
+"""Of `--roots`, which those have who read paths from a file: the trainer and the reward server."""

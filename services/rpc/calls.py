@@ -100,27 +100,40 @@ def _told_caller(context: "Context") -> str:
 
 
 class CallInterceptor:
-    """Base of our interceptors: override `around`, `received` or `sent`."""
+    """Base of our interceptors: override `around`, `received` or `sent`.
+
+    Where an Intake reads the requests, those before it see bytes, and those after it messages.
+    """
 
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Entered before the handler runs and left after its last response."""
         return nullcontext()
 
-    def reader(self, read: "Reader") -> "Reader":
-        """What makes request messages of their bytes: `read`, or something around it."""
-        return read
-
     def received(self, call: Call, request: object) -> None:
         """A request message has reached the handler."""
 
-    def sent(self, call: Call) -> None:
+    def sent(self, call: Call, response: object) -> None:
         """The handler has given a response message."""
 
 
-class Chain(aio.ServerInterceptor):
-    """Stands interceptors around every call, the first outermost."""
+class Intake:
+    """Base of what stands before requests alone, once the interceptors before it have let a call in."""
 
-    def __init__(self, interceptors: Sequence[CallInterceptor]) -> None:
+    def taking(self, read: "Reader", by_stream: bool) -> Callable[[Any], object] | None:
+        """What makes of a request, or stream of requests, that which goes on; None if it does nothing here.
+
+        `read` makes messages of bytes.
+        """
+        raise NotImplementedError
+
+
+class Chain(aio.ServerInterceptor):
+    """Stands interceptors around every call, the first outermost. One of them has to read the requests:
+
+    gRPC leaves the bytes as they are, or whoever is turned away would have them parsed before.
+    """
+
+    def __init__(self, interceptors: Sequence[CallInterceptor | Intake]) -> None:
         self._interceptors = interceptors
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         """By path: a method's handler, and the same with all interceptors around it."""
@@ -141,20 +154,21 @@ class Chain(aio.ServerInterceptor):
         return known[1]
 
 
-def _wrap(interceptors: Sequence[CallInterceptor], handler: "Handler", path: str) -> "Handler":
+def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", path: str) -> "Handler":
     kind, attribute, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
     behaviour = getattr(handler, attribute)
     _, service, method = path.split("/", 2)
     yields = inspect.isasyncgenfunction(behaviour)
-    read = handler.request_deserializer
 
     def inmost(request: object, call: Call) -> Any:  # noqa: ANN401  a coroutine, or an iterator of responses
         return behaviour(request, call.context)
 
     inner: Callable[[object, Call], Any] = inmost
     for each in reversed(interceptors):
-        inner = (_generating if yields else _running)(each, inner)
-        read = each.reader(read)
+        if isinstance(each, CallInterceptor):
+            inner = (_generating if yields else _running)(each, inner)
+        elif take := each.taking(handler.request_deserializer, bool(handler.request_streaming)):
+            inner = _taking(take, inner)
 
     async def run(request: object, context: "Context") -> object:
         return await inner(request, Call(service, method, kind, context))
@@ -164,7 +178,16 @@ def _wrap(interceptors: Sequence[CallInterceptor], handler: "Handler", path: str
             async for response in responses:
                 yield response
 
-    return make(generate if yields else run, read, handler.response_serializer)
+    return make(generate if yields else run, None, handler.response_serializer)
+
+
+def _taking(take: Callable[[Any], object], inner: Callable[[object, Call], Any]) -> Callable[..., Any]:
+    """Before a handler: `take` fails where the interceptors outside tell the caller."""
+
+    def run(request: object, call: Call) -> Any:  # noqa: ANN401  as `inner`
+        return inner(take(request), call)
+
+    return run
 
 
 def _running(interceptor: CallInterceptor, inner: Callable[[object, Call], Any]) -> Callable[..., Any]:
@@ -175,7 +198,7 @@ def _running(interceptor: CallInterceptor, inner: Callable[[object, Call], Any])
         async with interceptor.around(call):
             response = await inner(request, call)
             if not call.responds_by_stream:
-                interceptor.sent(call)
+                interceptor.sent(call, response)
             return response
 
     return run
@@ -188,7 +211,7 @@ def _generating(interceptor: CallInterceptor, inner: Callable[[object, Call], An
         request = _seen(interceptor, request, call)
         async with interceptor.around(call):
             async for response in inner(request, call):
-                interceptor.sent(call)
+                interceptor.sent(call, response)
                 yield response
 
     return generate

@@ -16,6 +16,8 @@ from lm.errors import InputError
 from services.rpc.arguments import (
     HealthAddress,
     Insecure,
+    LogTexts,
+    MetricsPlaintext,
     OidcAudience,
     OidcIssuer,
     OidcJwks,
@@ -42,6 +44,8 @@ class ModelOptions:
     threads: int = 0
     special_tokens_in_text: Literal["refuse", "escape"] = "refuse"
     """What becomes of special tokens in what people wrote; see lm/special_tokens.py."""
+    trust_remote_code: bool = False
+    """Whether Python that comes with the model may run."""
 
 
 def run_service(
@@ -105,6 +109,10 @@ def _command(
             Literal["refuse", "escape"],
             typer.Option(help="Special tokens in people's text: an error, or read as plain text."),
         ] = "refuse",
+        trust_remote_code: Annotated[
+            bool,
+            typer.Option("--trust-remote-code", help="Run Python that comes with the model, as some need."),
+        ] = False,
         tls_cert: TlsCert = None,
         tls_key: TlsKey = None,
         tls_client_ca: TlsClientCa = None,
@@ -114,10 +122,12 @@ def _command(
         oidc_jwks: OidcJwks = None,
         insecure: Insecure = False,
         health_address: HealthAddress = None,
+        metrics_plaintext: MetricsPlaintext = False,
         reflection: Annotated[
             bool, typer.Option("--reflection/--no-reflection", help="Serve reflection and channelz.")
         ] = True,
         log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+        log_texts: LogTexts = False,
         grace: Annotated[float, typer.Option(help="Seconds that calls in flight get at shutdown.")] = 20.0,
         exit_with_parent: Annotated[
             int | None, typer.Option(metavar="PID", help="Shut down when PID is no longer the parent.")
@@ -137,12 +147,16 @@ def _command(
             ),
             health_address=health_address,
             reflection=reflection,
+            log_texts=log_texts,
+            metrics_plaintext=metrics_plaintext,
         )
         configure_logging(log_format)
         # Spinning OpenMP threads of several services on one machine make each other 12-23 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
-            service = build(ModelOptions(model, device, dtype, threads, special_tokens_in_text))
+            service = build(
+                ModelOptions(model, device, dtype, threads, special_tokens_in_text, trust_remote_code)
+            )
         except InputError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(EXIT_OPTIONS) from None

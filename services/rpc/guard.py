@@ -12,7 +12,7 @@ from services.rpc.metrics import SecurityMetrics, ServerMetrics
 from services.rpc.options import Security
 from services.rpc.quotas import Quotas
 from services.rpc.reloading import Reloading
-from services.rpc.tls import TlsFiles, open_certificate, server_credentials
+from services.rpc.tls import TlsFiles, open_certificate, server_credentials, tls_files
 from services.rpc.tokens import Tokens, open_tokens
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ def open_files(
     if security.names_callers or token is not None or token_file is not None:
         tokens = open_tokens(security.tokens, token, token_file)
         tokens.on_read = metrics.files.labels("tokens").set
-    cert, key, client_ca = security.pem_files()
-    if cert is not None and key is not None:
-        certificate = open_tls(TlsFiles(cert, key, client_ca))
+    if files := tls_files(security):
+        certificate = open_tls(files)
         certificate.on_read = metrics.files.labels("tls").set
     return tokens, certificate
 

@@ -73,7 +73,7 @@ class Metrics(CallInterceptor):
         """Counts a request message."""
         self._of(call).received.inc()
 
-    def sent(self, call: Call) -> None:
+    def sent(self, call: Call, response: object) -> None:
         """Counts a response message."""
         self._of(call).sent.inc()
 
@@ -98,6 +98,10 @@ class _Series:
 class Errors(CallInterceptor):
     """Turns what a handler raises into a status; a fault of ours into an id, and its stack into the log."""
 
+    def __init__(self, log_texts: bool = False) -> None:
+        """With `log_texts` what a fault says is in log and span, too: it may hold what callers wrote."""
+        self._log_texts = log_texts
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         """Aborts the call with the error's status."""
@@ -110,13 +114,15 @@ class Errors(CallInterceptor):
             if refusal is None:
                 error_id = status.new_error_id()
                 told = "internal error %s in %s/%s"
-                bare = logs.without_text(error)
-                errors_log.error(told, error_id, call.service, call.method, exc_info=bare)
+                shown = error if self._log_texts else logs.without_text(error)
+                errors_log.error(told, error_id, call.service, call.method, exc_info=shown)
                 refusal = status.internal(error_id)
             kept = tuple(call.context.trailing_metadata() or ())
             try:
                 await call.context.abort(refusal.code, refusal.message, (*kept, *refusal.trailing_metadata()))
             except aio.AbortError as aborted:
+                if self._log_texts:
+                    raise
                 raise aborted from None  # spans record its stack, and would record what a fault says
 
 

@@ -2,12 +2,10 @@
 
 import asyncio
 import platform
-import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from prometheus_client import (
@@ -18,7 +16,6 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import start_http_server
 
 CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LAG_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
@@ -176,19 +173,3 @@ class ServerMetrics(SecurityMetrics):
             await asyncio.sleep(LAG_INTERVAL_S)
             self.lag.observe(max(0.0, time.monotonic() - due))
             self.tasks.set(len(asyncio.all_tasks()))
-
-
-class MetricsEndpoint:
-    """The HTTP endpoint Prometheus scrapes, in a thread of its own. Raises OSError if the port is taken."""
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = start_http_server(port, host, registry)
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        """Frees the port; blocks for up to half a second."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

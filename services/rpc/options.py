@@ -90,7 +90,7 @@ class ServerOptions:
     address: str = "127.0.0.1:0"
     """HOST:PORT to listen on; port 0 lets the system choose."""
     metrics_address: str | None = None
-    """HOST:PORT of the Prometheus endpoint, in plaintext with TLS, too; none without it."""
+    """HOST:PORT of the Prometheus endpoint, by TLS as `address`; none without it."""
     insecure: bool = False
     """Allow plaintext on an address other machines can reach."""
     token: str | None = field(default=None, repr=False)
@@ -108,8 +108,19 @@ class ServerOptions:
     """HOST:PORT of a plaintext port with nothing but health, for probes that can't speak TLS."""
     reflection: bool = True
     """Whether reflection and channelz are there."""
+    log_texts: bool = False
+    """Whether prompts, responses and what faults say of them are in log and traces."""
     unread_s: float = 60.0
     """Seconds that a response of a stream waits for its reader before the stream is cut off."""
+    silent_s: float = 300.0
+    """Seconds that a stream of requests, to which nothing is owed, waits for one before it is cut off."""
+    metrics_plaintext: bool = False
+    """Whether metrics are in plaintext with TLS, too, for scrapers that can't speak it."""
+
+    @property
+    def metrics_security(self) -> Security:
+        """What the Prometheus endpoint goes by."""
+        return Security() if self.metrics_plaintext else self.security
 
     def check(self) -> None:
         """Refuses what can't work."""
@@ -126,7 +137,7 @@ class ServerOptions:
             parse_address(self.health_address, "--health-address")
         if self.metrics_address is not None:
             parse_address(self.metrics_address, "--metrics-address")
-        if self.security.has_tls:  # the other ports are plaintext: who names them asks for that
+        if self.security.has_tls:  # plaintext is health, and metrics if asked: each by an option of its own
             return
         self._check_reachable("--address", self.address, "give --tls-cert and --tls-key, ")
         if self.metrics_address is not None:

@@ -22,7 +22,8 @@ from services.rpc.channelz import add_channelz
 from services.rpc.guard import Guard
 from services.rpc.health import Health
 from services.rpc.interceptors import HEALTH, Errors, Metrics, Readiness, RequestIds
-from services.rpc.metrics import MetricsEndpoint, ServerMetrics
+from services.rpc.metrics import ServerMetrics
+from services.rpc.metrics_endpoint import MetricsEndpoint
 from services.rpc.options import (
     MAX_MESSAGE_BYTES,
     MAX_REQUEST_BYTES,
@@ -33,7 +34,9 @@ from services.rpc.options import (
     parse_address,
 )
 from services.rpc.readable import ReadableRequests
+from services.rpc.silent import SilentStreams
 from services.rpc.stopping import EXIT_INTERRUPTED, stop_request, watch_parent
+from services.rpc.texts import ANNOUNCEMENT, Texts
 from services.rpc.unread import UnreadStreams
 
 __all__ = [
@@ -172,8 +175,10 @@ class RunningServer:
         return line
 
     def _build(self, guard: Guard) -> aio.Server:
-        ours = [RequestIds(), Metrics(self._service.metrics), Errors(), *guard.interceptors()]
-        chain = Chain([*ours, self._readiness, ReadableRequests(self._service.max_request_bytes)])
+        errors = Errors(self._options.log_texts)
+        ours = [RequestIds(), Metrics(self._service.metrics), errors, *guard.interceptors()]
+        intake = SilentStreams(self._options.silent_s), ReadableRequests(self._service.max_request_bytes)
+        chain = Chain([*ours, self._readiness, *intake, *self._texts()])
         outer = [UnreadStreams(self._options.unread_s), *tracing.interceptors()]
         server = aio.server(interceptors=[*outer, chain], options=CHANNEL_OPTIONS)
         self._service.register(server)
@@ -183,6 +188,12 @@ class RunningServer:
             if guard.asks_who_calls or is_loopback(parse_address(self._options.address)[0]):
                 add_channelz(server)
         return server
+
+    def _texts(self) -> list[Texts]:
+        if not self._options.log_texts:
+            return []
+        log.warning(ANNOUNCEMENT)
+        return [Texts()]
 
     async def _start_health(self) -> None:
         if self._options.health_address is not None:
@@ -196,7 +207,8 @@ class RunningServer:
             return
         host, port = parse_address(self._options.metrics_address, "--metrics-address")
         check_port(host, port)
-        self._endpoint = MetricsEndpoint(host, port, self._service.metrics.registry)
+        registry, security = self._service.metrics.registry, self._options.metrics_security
+        self._endpoint = MetricsEndpoint(host, port, registry, security)
         self.metrics_address = join_address(host, self._endpoint.port)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from services.rpc.options import OptionError
+from services.rpc.options import OptionError, Security
 from services.rpc.reloading import Reloading
 
 Made = TypeVar("Made")
@@ -26,6 +26,12 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
     """Callers must have a certificate of one of these CAs."""
+
+
+def tls_files(security: Security) -> TlsFiles | None:
+    """Where the certificate is, if there is one."""
+    certificate, key, client_ca = security.pem_files()
+    return None if certificate is None or key is None else TlsFiles(certificate, key, client_ca)
 
 
 def open_certificate(files: TlsFiles) -> "Reloading[grpc.ServerCertificateConfiguration]":

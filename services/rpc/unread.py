@@ -52,9 +52,13 @@ class UnreadStreams(aio.ServerInterceptor):
     def _writing(self, behaviour: Behaviour) -> Callable[[object, "Context"], Awaitable[None]]:
         async def write_all(request: object, context: "Context") -> None:
             async with contextlib.aclosing(behaviour(request, context)) as responses:
+                is_first = True
                 async for response in responses:
                     try:
                         async with asyncio.timeout(self._seconds):
+                            if is_first:  # gRPC would send headers of an unread response again, and fail
+                                await context.send_initial_metadata(())
+                                is_first = False
                             await context.write(response)
                     except TimeoutError:
                         break

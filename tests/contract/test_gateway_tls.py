@@ -92,8 +92,9 @@ def test_health_has_a_plaintext_port_with_nothing_else(gateway):
         assert httpx.post(where + path, json=SCORE).status_code == 404
 
 
-def test_metrics_have_a_port_of_their_own(gateway):
-    text = httpx.get(f"http://{gateway.metrics_address}/metrics").text
+def test_metrics_have_a_port_of_their_own(gateway, pems):
+    trusting = ssl.create_default_context(cafile=pems.ca_file)
+    text = httpx.get(f"https://{gateway.metrics_address}/metrics", verify=trusting).text
     assert 'plaudit_security_file_good{file="tls"} 1.0' in text
     assert "http_server_active_requests" in text
 
@@ -213,7 +214,8 @@ def passes(*how):
 def test_a_certificate_that_is_none_leaves_the_one_before(pems, tmp_path):
     own = Pems(tmp_path)
     cert, _ = own.write("server", "127.0.0.1")
-    with gateway_of(NOWHERE, security(own), metrics_address=ANY_PORT) as running:
+    how = {"metrics_address": ANY_PORT, "metrics_plaintext": True}
+    with gateway_of(NOWHERE, security(own), **how) as running:
 
         def good():
             text = httpx.get(f"http://{running.metrics_address}/metrics").text

@@ -93,6 +93,19 @@ async def test_a_stream_of_scores_that_nobody_reads_is_cut_off(served, monkeypat
     assert len(sent) < 5000, "what it could have sent was without end"
 
 
+async def test_a_reader_that_takes_not_even_the_first_result_is_cut_off(served):
+    """The headers were on their way with it, and are not sent again with the status."""
+    service, address = served
+    item = reward_pb2.StreamItem(item_id=LONG, item=pair("a", "b"))
+    with grpc.insecure_channel(address, SMALL_WINDOW) as channel:
+        requests = iter([reward_pb2.ScoreStreamRequest(items=[item])])
+        call = reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(requests, timeout=60)
+        await until(lambda: handled(service, "ScoreStream", "ResourceExhausted") == 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(list, call)
+        assert cut_off(caught.value)
+
+
 async def test_a_consumer_of_score_many_may_take_its_time(tiny_reward):
     """The client reads for it: what comes meanwhile is bounded by the window, and nothing is lost."""
     texts = [("the film", " is good" * (number % 9 + 1)) for number in range(300)]

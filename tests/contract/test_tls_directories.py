@@ -141,7 +141,6 @@ def test_the_trainer_takes_it(secret, capsys):
     with serve_run(Board("r"), "ppo", options, StopSignal()):
         address = capsys.readouterr().out.split()[-1]
         assert run_id(address, tls_ca=secret) == "r"
-    assert options.insecure_metrics
 
 
 # ---- and that see it change ----

@@ -1,11 +1,11 @@
 """Configuration of judges and of the comparison of two policies."""
 
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from trainer.config import Section, StageConfig
+from trainer.paths import ModelPath, PlacePath, PluginPath
 
 HOST_PORT = r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):\d{1,5}"
 Address = Annotated[str, Field(pattern=rf"^{HOST_PORT}$")]
@@ -16,13 +16,13 @@ Count = Annotated[int, Field(ge=1)]
 class JudgeSection(Section):
     """[judges.NAME]: who judges; exactly one of plugin, reward and path."""
 
-    plugin: str | None = None
+    plugin: PluginPath | None = None
     """"path/to/file.py:Name" or "module:Name" of a function or class; see trainer.evaluate.judges."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the plug-in."""
     reward: Address | None = None
     """host:port of a reward service."""
-    path: str | None = None
+    path: ModelPath | None = None
     """A reward model in Hugging Face format, loaded here."""
 
     @model_validator(mode="after")
@@ -39,7 +39,7 @@ class CandidateSection(Section):
 
     label: str = ""
     """What tables call it; its path or address if empty."""
-    path: str | None = None
+    path: ModelPath | None = None
     """A model in Hugging Face format, loaded here."""
     address: Address | None = None
     """host:port of a policy service."""
@@ -64,7 +64,7 @@ class CandidateSection(Section):
 class PromptsSection(Section):
     """[data]: what both policies answer."""
 
-    prompts: Path
+    prompts: PlacePath
     """JSONL of {prompt} or {messages}."""
     limit: Count | None = None
     """Prompts to take, from the first on; all if unset."""

@@ -1,12 +1,12 @@
 """Sections of PPO's configuration about what is around the maths: services, data, held-out evaluation."""
 
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from trainer.config import Section
 from trainer.evaluate.config import HOST_PORT, Address, JudgeSection
+from trainer.paths import PlacePath
 
 CLUSTER_SCHEME = "kubernetes:///"
 CLUSTER_SERVICE = rf"{CLUSTER_SCHEME}[a-z][a-z0-9-]*(\.[a-z0-9-]+)?:[a-z0-9-]+"
@@ -52,9 +52,9 @@ class DataSection(Section):
 
     volatile = frozenset({"prompts", "pretraining"})  # what is in them has a digest
 
-    prompts: Path
+    prompts: PlacePath
     """JSONL of {prompt} or {messages}."""
-    pretraining: Path | None = None
+    pretraining: PlacePath | None = None
     """JSONL of {text}, for ppo.ptx_coef above 0."""
 
 
@@ -63,7 +63,7 @@ class EvaluationSection(Section):
 
     volatile = frozenset({"prompts"})  # what is in it has a digest
 
-    prompts: Path | None = None
+    prompts: PlacePath | None = None
     """JSONL of {prompt} or {messages}; no evaluation without."""
     limit: Count | None = None
     """Prompts to take, from the first on; all if unset."""

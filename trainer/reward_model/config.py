@@ -1,11 +1,11 @@
 """Configuration of the reward model. Sources as in trainer.config."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from trainer.config import AdamSection, ModelSection, Section, StageConfig
+from trainer.paths import PlacePath
 
 
 class DataSection(Section):
@@ -15,12 +15,12 @@ class DataSection(Section):
         {"train", "validation", "heldout_labelers", "demonstrations"}
     )  # what is in them has a digest
 
-    train: Path
-    validation: Path | None = None
+    train: PlacePath
+    validation: PlacePath | None = None
     """Rankings of held-out prompts."""
-    heldout_labelers: Path | None = None
+    heldout_labelers: PlacePath | None = None
     """Rankings of labelers who gave none of `train` (IG section 4.1)."""
-    demonstrations: Path | None = None
+    demonstrations: PlacePath | None = None
     """Those that shall score 0 on average (IG section 3.5). Unset: scores are served as they come."""
 
 

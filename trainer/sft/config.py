@@ -1,11 +1,11 @@
 """Configuration of supervised fine-tuning. Sources as in trainer.config."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from trainer.config import AdamSection, ModelSection, Section, StageConfig
+from trainer.paths import PlacePath
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -15,8 +15,8 @@ class DataSection(Section):
 
     volatile = frozenset({"train", "validation"})  # what is in them has a digest
 
-    train: Path
-    validation: Path | None = None
+    train: PlacePath
+    validation: PlacePath | None = None
     """Measured after each epoch; needed by select = "best_loss"."""
 
 

@@ -10,6 +10,8 @@ import typer
 from doc_pages import DOCS, codes, fences, rows, sections
 
 import plaudit
+import services.reward.__main__ as reward_main
+import trainer.__main__ as trainer_main
 from plaudit.access import SCOPES, token_digest
 from plaudit.clients.channel import Connection
 from services.gateway import command as gateway_command
@@ -67,6 +69,15 @@ def test_every_environment_key_is_read_somewhere():
     tls = Path(find_spec("plaudit.clients.tls").origin).read_text(encoding="utf-8")
     for key in set(re.findall(r"PLAUDIT_[A-Z_]+", PAGE)):
         assert key in source or (key.startswith("PLAUDIT_TLS_") and "PLAUDIT_TLS_{name}" in tls), key
+
+
+def test_who_takes_roots():
+    """By the name and the key that the page says."""
+    stage = typer.main.get_command(trainer_main.build_app()).commands["sft"]
+    (option,) = (each for each in stage.params if "--roots" in each.opts)
+    for row, taken in zip(rows(PARTS["Paths in configurations"]), (option, reward_main.ROOTS), strict=True):
+        assert codes(row[1]) == [f"{taken.opts[0]} {taken.metavar}"]
+        assert codes(row[2]) == [taken.envvar]
 
 
 def test_keys_of_the_tokens_file():

@@ -20,7 +20,7 @@ OTHER_TRAINERS = ("jobset", "trainjob")
 """Components that copy the pod of the trainer's Job, and so come after those that change it."""
 SERVING = ("policy", "reward", "reference")
 ALL = (
-    *("gateway-routes", "gpu", "light-gateway", "monitoring", "network-policies", "operator-access"),
+    *("gateway-routes", "gpu", "light-gateway", "monitoring-tls", "network-policies", "operator-access"),
     *("oidc", "quota", "token", "tracing", "vllm-policy"),
 )
 BASES = {  # combinations, each of a base and components; what excludes each other stands in different ones

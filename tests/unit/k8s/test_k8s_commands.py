@@ -41,6 +41,7 @@ READ_BY = {  # environment key → where it is read
     "PLAUDIT_OIDC_ISSUER": "services.rpc.arguments",
     "PLAUDIT_OIDC_AUDIENCE": "services.rpc.arguments",
     "PLAUDIT_OIDC_JWKS": "services.rpc.arguments",
+    "PLAUDIT_ROOTS": "services.rpc.arguments",
     "PLAUDIT_INSECURE": "plaudit.clients.channel",
     "PLAUDIT_TLS_CA": "plaudit.clients.tls",
     "HF_HOME": "huggingface_hub.constants",

@@ -161,6 +161,7 @@ def test_every_component_is_in_a_combination():
     others = {
         "autoscaling-hpa",
         "autoscaling-keda",
+        "monitoring",
         "jobset",
         "trainjob",
         "oci-models",

@@ -2,7 +2,7 @@
 
 import pytest
 from kubernetes_tools import run
-from manifests import COMPONENT, command, load, objects, of_kind, rendered, templates
+from manifests import COMPONENT, SCENES, command, load, objects, of_kind, rendered, templates
 from test_k8s_chart import CHART, is_hook, template
 
 SECURE = ("production", "base+tls")
@@ -118,3 +118,42 @@ def test_certificates_have_the_names_of_the_releases_namespace():
     (certificate,) = (each for each in of_kind(load(made), "Certificate") if "dnsNames" in each["spec"])
     assert "plaudit-reward.team-a.svc" in certificate["spec"]["dnsNames"]
     assert not any("plaudit.svc" in name for name in certificate["spec"]["dnsNames"])
+
+
+# ---- Prometheus ----
+
+
+def endpoint(found):
+    (monitor,) = of_kind(found, "PodMonitor")
+    (only,) = monitor["spec"]["podMetricsEndpoints"]
+    return only
+
+
+def test_prometheus_scrapes_by_tls_where_pods_speak_it():
+    plain = endpoint(objects("base+monitoring"))
+    secure = endpoint(objects("production"))
+    assert "scheme" not in plain and "tlsConfig" not in plain
+    assert {key: value for key, value in secure.items() if key not in ("scheme", "tlsConfig")} == plain
+    assert secure["scheme"] == "https" and not secure["tlsConfig"].get("insecureSkipVerify")
+
+
+def test_prometheus_trusts_the_ca_for_a_name_that_every_pods_certificate_has():
+    found = objects("production")
+    tls = endpoint(found)["tlsConfig"]
+    (certificate,) = (each["spec"] for each in of_kind(found, "Certificate") if "dnsNames" in each["spec"])
+    assert tls["ca"] == {"secret": {"name": certificate["secretName"], "key": "ca.crt"}}
+    assert tls["serverName"] in certificate["dnsNames"]
+    assert tls.keys() == {"ca", "serverName"}, "the pods' key is none of its business"
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_no_pod_with_tls_is_scraped_in_plaintext(scene):
+    found = objects(scene)
+    if not of_kind(found, "PodMonitor") or scene == "base+monitoring-tls":
+        return  # which goes with tls
+    is_plain = endpoint(found).get("scheme") != "https"
+    for name, pod in templates(found):
+        for container in filter(command, pod["spec"]["containers"]):  # a TrainJob says its own elsewhere
+            if {"name": "metrics", "containerPort": 9100} in container.get("ports", []):
+                has_tls = any(word.startswith("--tls-cert=") for word in command(container))
+                assert has_tls is not is_plain and "--metrics-plaintext" not in command(container), name

@@ -20,6 +20,7 @@ from manifests import (
     templates,
 )
 
+from lm.roots import Roots
 from trainer.config import RunOptions, load_config
 from trainer.errors import ConfigError, DataError, ServiceUnreachable, Stopped, TrainerError
 from trainer.loop import open_run
@@ -85,6 +86,21 @@ def test_the_command_that_resumes_starts_a_run_as_well(path, tmp_path):
     (container,) = named(objects("cpu"), "Job", "plaudit-trainer")["spec"]["template"]["spec"]["containers"]
     assert "--resume" in command(container)
     assert open_run(config, config.run, RunOptions(resume=True)).checkpoint is None
+
+
+def test_production_confines_a_run_to_its_volumes():
+    """The roots hold what its own configuration names, and are what the pod mounts beside secrets."""
+    found = objects("production")
+    keys = [each["data"] for each in of_kind(found, "ConfigMap") if "PLAUDIT_ROOTS" in each["data"]]
+    (text,) = (each["PLAUDIT_ROOTS"] for each in keys)
+    roots = Roots.parse(text)
+    config = load_config(PPOConfig, K8S / "base/ppo.toml", environ={}, roots=roots)
+    assert roots is not None and roots.misfit(config.critic.path) is None
+    with pytest.raises(ConfigError, match=r"data\.prompts: '/token/token' leads to no place below"):
+        load_config(PPOConfig, K8S / "base/ppo.toml", ["data.prompts=/token/token"], {}, roots)
+    (container,) = named_pod(found, "trainer")["containers"]
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert mounts - set(text.split(":")) == {"/tmp", "/config", "/tls", "/token"}
 
 
 @pytest.mark.parametrize("path", ["base/ppo.toml", "overlays/local/ppo.toml"])

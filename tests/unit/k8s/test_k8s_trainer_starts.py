@@ -93,5 +93,5 @@ def test_an_address_without_tls_and_insecure_would_end_it(mounted, stage, monkey
     assert trainer_main.main(words) == ConfigError.exit_code
     assert "--address 0.0.0.0:0 can be reached from other machines" in capsys.readouterr().err
     assert trainer_main.main([word for word in words if not word.startswith("--address")]) == 64
-    assert "--metrics-address: 0.0.0.0:0 can be reached" in capsys.readouterr().err
+    assert "--metrics-address 0.0.0.0:0 can be reached" in capsys.readouterr().err
     assert stage[0] == replace(stage[1], address="0.0.0.0:0") != RunOptions()

@@ -12,6 +12,7 @@ import pytest
 from lm.errors import InputError, ModelLoadError
 from services.rpc.command import ModelOptions, run_command
 from services.rpc.server import Service
+from services.rpc.texts import ANNOUNCEMENT
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,16 @@ def test_options_reach_the_builder_and_the_environment(monkeypatch):
     arguments = ["--model", "m", "--device", "cpu", "--dtype", "float32", "--threads", "3"]
     assert run_command("echo", 0, build, arguments) == 0
     assert seen == [(ModelOptions("m", "cpu", "float32", 3), "PASSIVE")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value", "asked"), [([], None, False), (["--log-texts"], None, True), ([], "1", True)]
+)
+def test_texts_are_in_the_log_only_where_they_are_asked_for(arguments, value, asked, monkeypatch, capsys):
+    if value:
+        monkeypatch.setenv("PLAUDIT_LOG_TEXTS", value)
+    assert run_command("echo", 0, service_that(loads_and_is_asked_to_stop), ["--model", "m", *arguments]) == 0
+    assert (ANNOUNCEMENT in capsys.readouterr().err) is asked
 
 
 def test_an_empty_token_is_refused_rather_than_ignored(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Addresses and options: what is refused, and with which words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,15 @@ def test_insecure_and_loopback_pass():
     ServerOptions(metrics_address="localhost:0", health_address="[::1]:0", token="t").check()
     plain = {"health_address": "0.0.0.0:0", "metrics_address": "0.0.0.0:0"}
     ServerOptions(**plain, insecure=True).check()
-    ServerOptions("0.0.0.0:0", **plain, security=Security(PEM, PEM, PEM)).check()
+    secure = ServerOptions("0.0.0.0:0", **plain, security=Security(PEM, PEM, PEM))
+    secure.check()
+    replace(secure, metrics_plaintext=True).check()
+
+
+def test_metrics_go_by_the_security_of_calls_unless_plaintext_is_asked_for():
+    secure = ServerOptions(security=Security(PEM, PEM, PEM))
+    assert secure.metrics_security == secure.security
+    assert replace(secure, metrics_plaintext=True).metrics_security == Security()
 
 
 def test_the_token_is_not_in_the_options_repr():

@@ -137,13 +137,20 @@ def test_metrics_are_served_while_it_runs(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("metrics on 127.0.0.1:")
 
 
-@pytest.mark.parametrize("how", [{"insecure": True}, {"tls_cert": Path("tls.crt")}], ids=str)
-def test_metrics_are_for_other_machines_where_plaintext_is_asked_for_or_calls_go_by_tls(
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"insecure": True},
+        {"tls_cert": Path("tls.crt"), "tls_key": Path("tls.key"), "metrics_plaintext": True},
+    ],
+    ids=["without TLS", "with it"],
+)
+def test_metrics_are_for_other_machines_in_plaintext_where_that_is_asked_for(
     tmp_path: Path, how: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ):
     stage = Stage(tmp_path, total=0)
     beyond = RunOptions(metrics_address="0.0.0.0:0")
-    with pytest.raises(ConfigError, match=r"--metrics-address: 0\.0\.0\.0:0 can be reached .* --insecure"):
+    with pytest.raises(ConfigError, match=r"--metrics-address 0\.0\.0\.0:0 can be reached .* --insecure"):
         Loop("sft", replace(stage.opened, options=beyond), 0, {}, {}).run(
             stage.take_step, stage.after_step, {}
         )

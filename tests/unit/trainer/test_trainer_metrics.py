@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from trainer.config import RunOptions
 from trainer.errors import ConfigError
 from trainer.metrics import TABLES, RunMetrics, Stage, prometheus_name
 from trainer.metrics_file import read_lines
@@ -112,12 +113,12 @@ def test_no_file_has_no_lines(tmp_path: Path):
 
 def test_metrics_are_served(tmp_path: Path):
     with RunMetrics("reward_model", tmp_path) as metrics:
-        address = metrics.serve("127.0.0.1:0")
+        address = metrics.serve(RunOptions(metrics_address="127.0.0.1:0"))
         metrics.log(1, {"validation/accuracy": 0.75})
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
             text = answer.read().decode()
         with pytest.raises(ConfigError, match=f"--metrics-address: {address}: .*in use"):
-            metrics.serve(address)
+            metrics.serve(RunOptions(metrics_address=address))
     assert "plaudit_reward_model_validation_accuracy 0.75" in text
     assert "process_resident_memory_bytes" in text
 
@@ -137,19 +138,20 @@ def test_the_process_says_what_it_is_and_what_it_pushed(tmp_path: Path):
 @pytest.mark.parametrize("address", ["", "9000", ":9000", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:99999"])
 def test_an_address_that_is_none(tmp_path: Path, address: str):
     with RunMetrics("sft", tmp_path) as metrics, pytest.raises(ConfigError, match="--metrics-address"):
-        metrics.serve(address)
+        metrics.serve(RunOptions(metrics_address=address))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "example.invalid:0"])
 def test_other_machines_need_insecure(tmp_path: Path, address: str):
     with RunMetrics("sft", tmp_path) as metrics, pytest.raises(ConfigError, match="add --insecure"):
-        metrics.serve(address)
+        metrics.serve(RunOptions(metrics_address=address))
 
 
 def test_insecure_opens_to_other_machines(tmp_path: Path):
     with RunMetrics("sft", tmp_path) as metrics:
-        assert metrics.serve("0.0.0.0:0", insecure=True).startswith("0.0.0.0:")
-        assert metrics.serve("localhost:0").startswith("localhost:")
+        beyond = RunOptions(metrics_address="0.0.0.0:0", insecure=True)
+        assert metrics.serve(beyond).startswith("0.0.0.0:")
+        assert metrics.serve(RunOptions(metrics_address="localhost:0")).startswith("localhost:")
 
 
 @pytest.mark.parametrize("stage", get_args(Stage))
