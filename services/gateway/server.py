@@ -15,18 +15,18 @@ from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plaudit.clients import InvalidArgument
-from services.gateway.access import CERTIFICATE, HealthAlone
+from services.gateway.access import HealthAlone
 from services.gateway.app import gateway_app
+from services.gateway.connection import Connection
 from services.gateway.metrics import HttpMetrics
 from services.gateway.upstream import Upstream
 from services.rpc.guard import open_files, open_issuer
 from services.rpc.metrics_endpoint import MetricsEndpoint
 from services.rpc.options import OptionError, ServerOptions, join_address, parse_address
 from services.rpc.texts import ANNOUNCEMENT
-from services.rpc.tls import newest_context, open_context, subject_names
+from services.rpc.tls import newest_context, open_context
 
 log = logging.getLogger("services.gateway.server")
 
@@ -115,7 +115,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=NamingProtocol,
+                http=Connection,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
                 lifespan=lifespan,
                 log_config=None,
@@ -140,16 +140,6 @@ class HttpServer(uvicorn.Server):
         """Drains; the second time it doesn't wait."""
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-class NamingProtocol(H11Protocol):
-    """Has the names in its caller's certificate, where TLS asks for one, in the state of each request."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As H11Protocol, whose scope has no place for certificates."""
-        super().connection_made(transport)
-        if certificate := transport.get_extra_info("peercert"):
-            self.app_state = {**self.app_state, CERTIFICATE: subject_names(certificate)}
 
 
 @contextlib.asynccontextmanager

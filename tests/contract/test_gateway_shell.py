@@ -437,6 +437,8 @@ def refuses(gateway):
             http.get("/healthz")
         except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it was connected while the gateway closed
+            return False
     return False
 
 
