@@ -98,7 +98,7 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_reward, tmp_path):
         tiny_reward, tmp_path, model_type="own", auto_map={"AutoConfig": "own.Config"}, architectures=["Own"]
     )
     (tmp_path / "own.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelLoadError, match="custom code"):
+    with pytest.raises(ModelLoadError, match="needs Python that comes with it"):
         load_reward_model(folder, FLOAT32)
 
 
