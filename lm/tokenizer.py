@@ -167,16 +167,16 @@ def tokenize_pair(
     """
     if not response:
         raise InputError(f"{field}.response", "is empty; send the text to judge")
-    if pair_format == "concatenate":
-        ids = encode_text(tokenizer, prompt, f"{field}.prompt")
-        tokens = plain_tokens(ids + encode_text(tokenizer, response, f"{field}.response"))
-        return _with_eos(tokens, tokenizer.eos_token_id) if append_eos else tokens
-    refuse_special_tokens(tokenizer, prompt, f"{field}.prompt")
-    refuse_special_tokens(tokenizer, response, f"{field}.response")
+    if pair_format != "concatenate":  # there encode_text looks for itself
+        refuse_special_tokens(tokenizer, prompt, f"{field}.prompt")
+        refuse_special_tokens(tokenizer, response, f"{field}.response")
     if pair_format == "chat":
         turns = [("user", prompt), ("assistant", response)]
         return plain_tokens(encode_chat(tokenizer, turns, add_generation_prompt=False, field=field))
-    if pair_format == "text":
+    if pair_format == "concatenate":
+        ids = encode_text(tokenizer, prompt, f"{field}.prompt")
+        tokens = plain_tokens(ids + encode_text(tokenizer, response, f"{field}.response"))
+    elif pair_format == "text":
         refuse_special_tokens(tokenizer, prompt + response, field)
         tokens = _own_call(tokenizer, field, prompt + response)
     else:

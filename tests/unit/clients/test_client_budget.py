@@ -9,6 +9,7 @@ import pytest
 from free_ports import free_address
 from scripted_servers import REWARD, SCORED, refuse
 from scripted_streams import GONE, expected, pairs
+from still_clock import Clock
 
 from plaudit import AsyncRewardClient, DeadlineExceeded, Overloaded, RewardClient, Unavailable
 from plaudit.clients import budget as budget_module, flight
@@ -19,16 +20,6 @@ from plaudit.clients.tries import Attempt, Tries
 
 AWAY = refuse(grpc.StatusCode.UNAVAILABLE, "away", pushback_ms=-1)
 PAIR = [("the film", " is good")]
-
-
-class Clock:
-    """Stands still unless it is set."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture(autouse=True)

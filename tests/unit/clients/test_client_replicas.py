@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scripted_servers import REWARD, SCORED, refuse
 from scripted_streams import GONE, expected, pairs
+from still_clock import Clock
 
 from plaudit import AsyncRewardClient, DeadlineExceeded, InvalidArgument, RewardClient, Unavailable
 from plaudit.clients import flight, replicas
@@ -16,14 +17,6 @@ from plaudit.clients.replicas import FAILURES, FIRST_REST, LONGEST_REST, Replica
 AWAY = refuse(grpc.StatusCode.UNAVAILABLE, "away", pushback_ms=-1)
 WRONG = refuse(grpc.StatusCode.INVALID_ARGUMENT, "wrong")
 PAIR = [("the film", " is good")]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture
