@@ -59,6 +59,9 @@ CHANNEL_OPTIONS = (
     # Connections end now and then (gRPC adds 10 % jitter; calls in flight go on), or clients that
     # balance over replicas would never see a new one.
     ("grpc.max_connection_age_ms", 300_000),
+    # No call outlives that by more than two hours, not even one of a foreign client that set no deadline, or
+    # that never sent its request; our clients' longest is one hour.
+    ("grpc.max_connection_age_grace_ms", 7_200_000),
 )
 _FLUSH_S = 0.5
 """How long answers that are given already have to leave the server."""

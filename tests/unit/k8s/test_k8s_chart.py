@@ -279,7 +279,9 @@ def test_the_notes_say_what_to_do_next():
     done = attempt("helm", "install", "plaudit", CHART, *where, *OVERLAYS["production"])
     assert done.returncode == 0, done.stderr
     notes = done.stdout.partition("NOTES:")[2]
-    assert "create secret generic plaudit-token" in notes
+    assert "create secret generic plaudit-tokens --from-file=tokens.toml" in notes
+    assert "create secret generic plaudit-callers" in notes
+    assert "plaudit-token " not in notes
     assert "helm -n plaudit test plaudit" in notes and "delete job plaudit-trainer" in notes
 
 

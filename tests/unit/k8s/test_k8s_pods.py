@@ -230,3 +230,12 @@ def test_production_shows_nobody_its_insides():
         for name in SERVING:
             pod = named(production, "Deployment", f"plaudit-{name}")["spec"]["template"]["spec"]
             assert "--no-reflection" in command(pod["containers"][0]), name
+
+
+def test_production_knows_callers_by_digests_and_not_by_a_token_that_opens_all():
+    for _, pod in templates(objects("production")):
+        name = pod["metadata"]["labels"][COMPONENT]
+        secrets = {each["secret"]["secretName"] for each in pod["spec"]["volumes"] if "secret" in each}
+        own = {"plaudit-callers"} if name in ("gateway", "trainer") else set()
+        assert secrets == {"plaudit-tls", "plaudit-tokens", *own}
+        assert "--tokens=/tokens/tokens.toml" in command(pod["spec"]["containers"][0]), name

@@ -100,7 +100,7 @@ def test_production_confines_a_run_to_its_volumes():
         load_config(PPOConfig, K8S / "base/ppo.toml", ["data.prompts=/token/token"], {}, roots)
     (container,) = named_pod(found, "trainer")["containers"]
     mounts = {each["mountPath"] for each in container["volumeMounts"]}
-    assert mounts - set(text.split(":")) == {"/tmp", "/config", "/tls", "/token"}
+    assert mounts - set(text.split(":")) == {"/tmp", "/config", "/tls", "/token", "/tokens"}
 
 
 @pytest.mark.parametrize("path", ["base/ppo.toml", "overlays/local/ppo.toml"])

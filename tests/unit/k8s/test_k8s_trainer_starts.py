@@ -42,6 +42,9 @@ def command_line(found, mounted):
     words = command(trainers_container(found))
     assert words[:3] == ["python", "-m", "trainer"]
     words = [re.sub(r"(^|=)/", rf"\1{mounted}/", word) for word in words[3:]]
+    if f"--tokens={mounted}/tokens/tokens.toml" in words:
+        (mounted / "tokens").mkdir()
+        (mounted / "tokens/tokens.toml").write_text("token = []\n", encoding="utf-8")
     return [*(re.sub(r":\d+$", ":0", word) for word in words), "--set", f"run.directory={mounted}/runs"]
 
 
