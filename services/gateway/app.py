@@ -60,6 +60,7 @@ def described_app(upstream: Upstream, metrics: HttpMetrics) -> FastAPI:
         version=plaudit.__version__,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # few clients send a body again; a path that isn't there is a problem
         telemetry={  # a span for each request, where services.rpc.tracing traces the process, and no more
             "exclude": lambda scope: scope["path"] in OPERATIONS,
             "operation_spans": False,

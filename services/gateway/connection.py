@@ -1,17 +1,30 @@
-"""A connection to the gateway, which waits for the other side no longer than a stated time."""
+"""A connection to the gateway, which waits for the other side no longer than a stated time.
+
+What comes over it and is no HTTP has a problem for an answer, as what the app refuses.
+"""
 
 import asyncio
+import logging
+from contextvars import copy_context
+from http import HTTPStatus
 
 import h11
+from starlette.datastructures import Headers
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.gateway import problems
 from services.gateway.access import CERTIFICATE
+from services.gateway.problems import ProblemError
+from services.rpc import logs
 from services.rpc.tls import subject_names
 
 HEAD_S = 30.0
 """A request's head is whole so soon after its first byte, or after a connection begins; nginx takes 60 s."""
 UNREAD_S = 60.0
 """An answer that isn't taken for so long is taken by nobody."""
+
+log = logging.getLogger("services.gateway.connection")
 
 
 class Connection(H11Protocol):
@@ -41,6 +54,35 @@ class Connection(H11Protocol):
             self._head.begin(HEAD_S)
         else:
             self._head.end()
+
+    def send_400_response(self, msg: str) -> None:
+        """As a problem, unless the request has its answer, or a part of it: h11 takes no second one.
+
+        The connection ends either way.
+        """
+        state = self.conn.our_state
+        if state is h11.IDLE:  # the head itself is broken
+            copy_context().run(self._refuse, Headers())
+        elif state is h11.SEND_RESPONSE:
+            copy_context().run(self._refuse, Headers(raw=self.headers), self.scope["method"] != "HEAD")
+        if self.cycle:
+            self.cycle.disconnected = True  # else the route's own answer would be that second one
+        self.transport.close()
+
+    def _refuse(self, headers: Headers, with_body: bool = True) -> None:
+        """In a context of its own, since it sets the request's id."""
+        request_id = logs.accept_request_id(headers.get("x-request-id"))
+        logs.request_id.set(request_id)
+        detail = "the request isn't HTTP/1.1: its head is broken or too large, or its body has a broken chunk"
+        answer = problems.response(ProblemError(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", detail))
+        also = [(b"x-request-id", request_id.encode()), CLOSE_HEADER]
+        for event in (
+            h11.Response(status_code=400, headers=[*answer.raw_headers, *also], reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body) if with_body else b""),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        log.info("broken request 400")
 
     def pause_writing(self) -> None:
         """What the other side takes no more of is given up."""

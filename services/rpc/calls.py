@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # not subscriptable at runtime
     Context = aio.ServicerContext[Any, Any]
     Reader = Callable[[bytes], Any] | None  # None leaves the bytes as they are
 
-_KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
+KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
     (False, False): ("unary", "unary_unary", grpc.unary_unary_rpc_method_handler),
     (True, False): ("client_stream", "stream_unary", grpc.stream_unary_rpc_method_handler),
     (False, True): ("server_stream", "unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -28,6 +28,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 CALLER_KEY = "x-plaudit-caller"
 MAX_CALLER = 640
 """Characters of a caller's name that count: issuer, subject, and a name that a client may give."""
+
+
+class CallerLeft(asyncio.CancelledError):
+    """In the place of gRPC's InternalError where a status reaches nobody: the end of a cancelled call."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Call:
         # An int at runtime, whatever its annotation says.
         code = cast("grpc.StatusCode | int | None", self.context.code())
         was_ended = isinstance(error, asyncio.CancelledError | GeneratorExit)  # the latter where it yields
-        if was_ended and not code:
+        if isinstance(error, CallerLeft) or (was_ended and not code):
             remaining = self.context.time_remaining()
             # The client's clock may run out a little before ours.
             expired = remaining is not None and remaining <= 0.01
@@ -155,7 +159,7 @@ class Chain(aio.ServerInterceptor):
 
 
 def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", path: str) -> "Handler":
-    kind, attribute, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    kind, attribute, make = KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
     behaviour = getattr(handler, attribute)
     _, service, method = path.split("/", 2)
     yields = inspect.isasyncgenfunction(behaviour)

@@ -13,7 +13,7 @@ from grpc import aio
 
 from services.errors import NotServing
 from services.rpc import logs, status
-from services.rpc.calls import Call, CallInterceptor
+from services.rpc.calls import Call, CallerLeft, CallInterceptor
 from services.rpc.metrics import ServerMetrics
 from services.rpc.scopes import STANDARD
 
@@ -110,6 +110,8 @@ class Errors(CallInterceptor):
         except (aio.AbortError, asyncio.CancelledError, GeneratorExit):
             raise  # a status is set already, or nobody listens any more
         except BaseException as error:
+            if isinstance(error, aio.InternalError) and call.context.done():
+                raise CallerLeft from None  # the handler gave a status itself, and nobody took it
             refusal = status.refusal(error)
             if refusal is None:
                 error_id = status.new_error_id()
@@ -124,6 +126,8 @@ class Errors(CallInterceptor):
                 if self._log_texts:
                     raise
                 raise aborted from None  # spans record its stack, and would record what a fault says
+            except aio.InternalError:
+                raise CallerLeft from None
 
 
 class Readiness(CallInterceptor):

@@ -5,7 +5,8 @@ import socket
 import ssl
 import sys
 import threading
-from typing import Any
+from io import BufferedIOBase
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,9 @@ from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 from services.rpc.options import Security
 from services.rpc.reloading import Reloading
 from services.rpc.tls import newest_context, open_context, tls_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PATIENCE_S = 10.0
 """How long a scraper may be silent in its handshake, its request, or while it takes the answer."""
@@ -45,8 +49,26 @@ class MetricsEndpoint:
         self._thread.join()
 
 
+class _Answer(BufferedIOBase):
+    """What a scraper is sent. However one hangs up, by TLS, too, it is what wsgiref takes for no news."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def write(self, data: "Buffer") -> int:
+        try:
+            self._connection.sendall(data)
+        except OSError as error:
+            raise ConnectionAbortedError(str(error)) from error
+        return memoryview(data).nbytes
+
+
 class _Handler(WSGIRequestHandler):
     timeout = PATIENCE_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Answer(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are no news."""

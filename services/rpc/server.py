@@ -34,6 +34,7 @@ from services.rpc.options import (
     parse_address,
 )
 from services.rpc.readable import ReadableRequests
+from services.rpc.refused import LetGo
 from services.rpc.silent import SilentStreams
 from services.rpc.stopping import EXIT_INTERRUPTED, stop_request, watch_parent
 from services.rpc.texts import ANNOUNCEMENT, Texts
@@ -182,7 +183,7 @@ class RunningServer:
         ours = [RequestIds(), Metrics(self._service.metrics), errors, *guard.interceptors()]
         intake = SilentStreams(self._options.silent_s), ReadableRequests(self._service.max_request_bytes)
         chain = Chain([*ours, self._readiness, *intake, *self._texts()])
-        outer = [UnreadStreams(self._options.unread_s), *tracing.interceptors()]
+        outer = [LetGo(), UnreadStreams(self._options.unread_s), *tracing.interceptors()]
         server = aio.server(interceptors=[*outer, chain], options=CHANNEL_OPTIONS)
         self._service.register(server)
         if self._options.reflection:
@@ -200,7 +201,8 @@ class RunningServer:
 
     async def _start_health(self) -> None:
         if self._options.health_address is not None:
-            self._health_server = aio.server(options=CHANNEL_OPTIONS)
+            outer = [LetGo(), UnreadStreams(self._options.unread_s)]
+            self._health_server = aio.server(interceptors=outer, options=CHANNEL_OPTIONS)
             self.health_address = _listen(self._options.health_address, self._health_server.add_insecure_port)
             await self._health.register(self._health_server)
             await self._health_server.start()

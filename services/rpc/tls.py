@@ -55,6 +55,8 @@ def newest_context(current: "Reloading[ssl.SSLContext]") -> ssl.SSLContext:
     context.verify_mode = current.value.verify_mode  # which TLS takes over before the callback
     context.num_tickets = 0  # each connection shows its certificate: none goes on from one that was let in
     context.options |= ssl.OP_NO_TICKET
+    if context.verify_mode is not ssl.CERT_NONE:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3  # 1.2 resumes by ids, too, which can't be turned off
 
     def take(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         connection.context = current.value

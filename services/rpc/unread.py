@@ -42,7 +42,7 @@ class UnreadStreams(aio.ServerInterceptor):
             return handler
         several = handler.request_streaming
         behaviour: Any = handler.stream_stream if several else handler.unary_stream
-        if not inspect.isasyncgenfunction(behaviour):  # gRPC's own health service writes for itself
+        if not inspect.isasyncgenfunction(behaviour):  # it writes for itself
             return handler
         make: Callable[..., Handler] = (
             grpc.stream_stream_rpc_method_handler if several else grpc.unary_stream_rpc_method_handler

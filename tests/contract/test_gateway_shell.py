@@ -314,7 +314,11 @@ def test_a_path_cannot_write_a_log_line(http, records):
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
-    [("GET", "/nowhere", 404, "NOT_FOUND"), ("GET", "/v1/score", 405, "INVALID_ARGUMENT")],
+    [
+        ("GET", "/nowhere", 404, "NOT_FOUND"),
+        ("POST", "/v1/score/", 404, "NOT_FOUND"),
+        ("GET", "/v1/score", 405, "INVALID_ARGUMENT"),
+    ],
 )
 def test_what_there_is_not(http, method, path, status, code):
     answer = http.request(method, path)

@@ -1,5 +1,6 @@
 """The gateway's port by TLS: whom it lets in, certificates that change, and the ports beside it."""
 
+import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from guarded_servers import certificate_entry, entry, served, write_tokens
 from services.gateway.server import Gateway
 from services.reward.service import reward_service
 from services.rpc import reloading
-from services.rpc.options import OptionError, Security, ServerOptions
+from services.rpc.options import OptionError, Security, ServerOptions, parse_address
 from services.rpc.tls import TlsFiles, open_context
 
 NOWHERE = "127.0.0.1:1"
@@ -232,6 +233,32 @@ def test_a_context_asks_for_certificates_where_there_is_a_ca(pems):
     files = pems.folder / "server.pem", pems.folder / "server.key"
     assert open_context(TlsFiles(*files)).value.verify_mode is ssl.CERT_NONE
     assert open_context(TlsFiles(*files, pems.ca_file)).value.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_where_certificates_count_no_connection_goes_on_from_another(gateway, mutual, pems):
+    """TLS 1.2 resumes by ids that Python's servers always give: for it a CA that is gone would stay."""
+
+    def context(newest):
+        made = ssl.create_default_context(cafile=pems.ca_file)
+        made.load_cert_chain(*pems.write("caller", SPIFFE))
+        made.maximum_version = newest
+        return made
+
+    old, new = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    assert answer(gateway, context(old))[0] == 200, "who a caller is it says by a token"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        answer(mutual, context(old))
+    asking = context(new)
+    status, session = answer(mutual, asking)
+    assert (status, session) == (200, None), "there is none to go on from"
+
+
+def answer(gateway, context):
+    """The status of one answer, and the TLS session that a client could go on with."""
+    host, number = parse_address(gateway.address)
+    with context.wrap_socket(socket.create_connection((host, number), 10), server_hostname=host) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return int(line.recv(4096).split()[1]), line.session if line.session.has_ticket else None
 
 
 # ---- the reward service by TLS ----

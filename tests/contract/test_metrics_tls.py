@@ -122,6 +122,17 @@ def test_no_token_is_asked_for(kind, pems, tmp_path):
         assert is_scraped(address, pems)
 
 
+def test_who_hangs_up_leaves_no_stack_behind(port, pems, capfd):
+    with port(security(pems)) as address:
+        for _ in range(5):
+            context = ssl.create_default_context(cafile=pems.ca_file)
+            host, number = parse_address(address)
+            with context.wrap_socket(socket.create_connection((host, number)), server_hostname=host) as line:
+                line.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert is_scraped(address, pems)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # ---- files that change ----
 
 

@@ -209,6 +209,72 @@ async def test_stopping_while_the_model_loads_does_not_wait_for_it(echo):
     assert not echo.drained
 
 
+# --- watchers of the health service ---
+
+
+def watch(channel, name=NAME):
+    return health(channel).Watch(health_pb2.HealthCheckRequest(service=name))
+
+
+async def heard(watching):
+    async with asyncio.timeout(10):
+        return (await watching.read()).status
+
+
+async def test_a_watcher_hears_of_each_change_after_another_has_left(echo):
+    echo.release_load.clear()
+    async with start_server(echo.service()) as server, aio.insecure_channel(server.address) as channel:
+        stays, leaves = watch(channel), watch(channel)
+        assert [await heard(stays), await heard(leaves)] == [NOT_SERVING] * 2
+        leaves.cancel()
+        await left(1)
+        comes = watch(channel)
+        assert await heard(comes) == NOT_SERVING
+        echo.release_load.set()
+        assert [await heard(stays), await heard(comes)] == [SERVING] * 2
+        comes.cancel()
+        await left(1)
+        await server.stop()
+        assert await heard(stays) == NOT_SERVING
+        with pytest.raises(aio.AioRpcError) as caught:
+            await heard(stays)
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def left(count):
+    """Waits until so many watchers are left."""
+    async with asyncio.timeout(10):
+        while sum("Health/Watch" in task.get_name() for task in asyncio.all_tasks()) > count:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_the_port_for_health_alone_is_watched_in_the_same_way(echo):
+    echo.release_load.clear()
+    options = ServerOptions(health_address="127.0.0.1:0")
+    async with (
+        start_server(echo.service(), options) as server,
+        aio.insecure_channel(server.health_address) as channel,
+    ):
+        stays, leaves = watch(channel), watch(channel)
+        assert [await heard(stays), await heard(leaves)] == [NOT_SERVING] * 2
+        leaves.cancel()
+        await left(1)
+        echo.release_load.set()
+        assert await heard(stays) == SERVING
+
+
+async def test_a_watcher_of_an_unknown_name_is_told_so_and_hears_of_no_other(channel, server):
+    await server.wait_ready()
+    watching = watch(channel, "no.such.Service")
+    assert await heard(watching) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    with pytest.raises(aio.AioRpcError) as caught:
+        await check(channel, "no.such.Service")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await server.stop()
+    with pytest.raises(aio.AioRpcError):
+        await heard(watching)
+
+
 # --- errors ---
 
 
@@ -253,6 +319,35 @@ async def test_an_abort_by_the_handler_stays_as_it_is(echo, channel, server):
     echo.behave = behave
     error = await failure(channel)
     assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "own words")
+
+
+async def abort_too_late(context):
+    await context.abort(grpc.StatusCode.NOT_FOUND, "own words")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "refuse", [abort_too_late, raising(errors.Conflict("taken"))], ids=["aborts", "raises"]
+)
+async def test_a_refusal_of_a_caller_who_has_left_is_a_cancelled_call(echo, kind, refuse, caplog):
+    started = asyncio.Event()
+
+    async def behave(context):
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await refuse(context)
+
+    echo.behave, service = behave, echo.service()
+    async with start_server(service) as server, aio.insecure_channel(server.address) as channel:
+        await server.wait_ready()
+        asked = asyncio.create_task(call(channel, kind))
+        await started.wait()
+        asked.cancel()
+        await handled(service, "Cancelled", kind)
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not told, told[0].getMessage()
 
 
 async def test_overload_says_when_to_come_back(echo, channel, server):

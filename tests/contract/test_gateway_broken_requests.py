@@ -1,0 +1,95 @@
+"""What is no HTTP is told so once, as a problem, and writes no stack into the log: raw sockets."""
+
+import json
+import logging
+import socket
+
+import pytest
+from gateway_server import gateway_in_background, wait_until
+
+HEAD = b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n"
+CHUNKED = b"%s HTTP/1.1\r\nhost: gateway\r\ntransfer-encoding: chunked\r\nx-request-id: mine\r\n%s\r\n"
+SCORE = CHUNKED % (b"POST /v1/score", b"content-type: application/json\r\n")
+REFUSED = CHUNKED % (b"POST /v1/score", b"x-timeout-seconds: nan\r\n")
+CHUNK, BROKEN = b"3\r\nabc\r\n", b"zz\r\n"
+
+
+@pytest.fixture(scope="module")
+def gateway():
+    """In front of nobody: what is asked here needs no reward service."""
+    with gateway_in_background("127.0.0.1:9") as running:
+        yield running
+
+
+@pytest.fixture
+def line(gateway, caplog):
+    """A connection, after whose end the log has no error, nor a stack."""
+    caplog.set_level(logging.INFO)
+    host, _, port = gateway.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as opened:
+        yield opened
+    wait_until(lambda: not gateway._api.server_state.connections | gateway._api.server_state.tasks)
+    logged = caplog.get_records("call")
+    assert not [each for each in logged if each.exc_info or each.levelno > logging.WARNING]
+
+
+def until_its_end(line):
+    found = b""
+    while piece := line.recv(65536):
+        found += piece
+    return found
+
+
+def problem(answer):
+    """The only answer's, its id that of its head."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/problem+json" in head
+    found = json.loads(body)
+    assert f"x-request-id: {found['request_id']}".encode() in head
+    assert (found["status"], found["code"]) == (400, "INVALID_ARGUMENT")
+    return found
+
+
+def test_a_body_that_breaks_after_its_answer_ends_the_connection(line):
+    line.sendall(REFUSED + CHUNK)
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += line.recv(65536)
+    assert problem(answer)["violations"][0]["field"] == "x-timeout-seconds"
+    line.sendall(BROKEN)
+    assert until_its_end(line) == b""
+
+
+@pytest.mark.parametrize("head", [SCORE, REFUSED, CHUNKED % (b"GET /healthz", b"")])
+def test_a_body_that_breaks_before_its_answer_has_one(head, line, caplog):
+    line.sendall(head + CHUNK + BROKEN)
+    found = problem(until_its_end(line))
+    assert found["request_id"] == "mine" and "HTTP/1.1" in found["detail"]
+    assert "broken request 400" in caplog.messages
+
+
+def test_a_body_that_breaks_while_it_is_waited_for_has_an_answer(line, gateway):
+    line.sendall(SCORE + CHUNK)
+    wait_until(lambda: gateway._api.server_state.tasks)
+    line.sendall(BROKEN)
+    assert problem(until_its_end(line))["request_id"] == "mine"
+
+
+def test_the_answer_to_head_has_no_body(line):
+    line.sendall(CHUNKED % (b"HEAD /healthz", b"") + BROKEN)
+    head, _, body = until_its_end(line).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and body == b""
+
+
+@pytest.mark.parametrize("head", [b"\x16\x03\x01\r\n\r\n", b"GET /\0 HTTP/1.1\r\n\r\n", b"x" * 100_000])
+def test_a_broken_head_is_a_problem(head, line):
+    line.sendall(head)
+    assert len(problem(until_its_end(line))["request_id"]) == 32
+
+
+def test_a_broken_head_behind_a_good_request_comes_second(line):
+    line.sendall(HEAD + b"zz\r\n\r\n")
+    first, _, second = until_its_end(line).partition(b"}")
+    assert first.startswith(b"HTTP/1.1 200")
+    problem(second)
