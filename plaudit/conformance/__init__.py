@@ -19,11 +19,12 @@ CHECKS: tuple[Check, ...] = (*describing.CHECKS, *scoring.CHECKS, *agreeing.CHEC
 def conformance(address: str, model: str = "", timeout: float = 60.0) -> Iterator[Finding]:
     """The findings of all CHECKS, as they are made.
 
-    `model` by its name on the server; the default one if empty. `timeout` in seconds for each call.
+    `model` by its name on the server; the default one if empty. `timeout` in seconds for each call, of which
+    those that fill the model's context have ten times as many.
     Raises Unavailable, Unauthenticated or another PlauditError if there is nothing to check.
     """
     with Subject(address, timeout=timeout) as subject:
-        subject.model_name = model
+        subject.model_name, subject.long_timeout = model, 10 * timeout
         subject.list_models()  # nobody there, or no token, is no finding
         for check in CHECKS:
             yield _finding(check, subject)

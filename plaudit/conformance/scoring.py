@@ -109,7 +109,8 @@ def _truncation_is_asked_for(subject: Subject) -> None:
     for side in (reward_pb2.TRUNCATION_LEFT, reward_pb2.TRUNCATION_RIGHT):
         name = reward_pb2.Truncation.Name(side)
         options = reward_pb2.ScoreOptions(model=subject.model_name, truncation=side)
-        cut, whole = subject.rewards(subject.too_long(), GOOD, options=options)
+        both = subject.too_long(), GOOD
+        cut, whole = subject.rewards(*both, options=options, timeout=subject.long_timeout)
         expect(cut.truncated_tokens > 0, f"{name}: truncated_tokens of a text that is too long is 0")
         expect(cut.truncation == side, f"{name}: it was {reward_pb2.Truncation.Name(cut.truncation)}")
         expect(subject.could_read(cut.token_count), f"{name}: {cut.token_count} tokens were read")

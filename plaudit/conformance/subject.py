@@ -49,6 +49,8 @@ class Subject(Client):
     _service = "reward"
     model_name = ""
     """The model that is asked; the default one if empty."""
+    long_timeout = 600.0
+    """Seconds for a call with a whole context in it, which a slow server may need minutes for."""
 
     @cached_property
     def info(self) -> reward_pb2.GetModelResponse:
@@ -94,10 +96,13 @@ class Subject(Client):
         return results
 
     def rewards(
-        self, *items: reward_pb2.ScoreItem, options: reward_pb2.ScoreOptions | None = None
+        self,
+        *items: reward_pb2.ScoreItem,
+        options: reward_pb2.ScoreOptions | None = None,
+        timeout: float | None = None,
     ) -> list[reward_pb2.Reward]:
         """Score, where every item must have a reward."""
-        results = self.score(*items, options=options).results
+        results = self.score(*items, options=options, timeout=timeout).results
         expect(len(results) == len(items), f"{len(results)} results for {len(items)} items")
         for index, result in enumerate(results):
             expect(result.HasField("reward"), f"items[{index}] has no reward: {result.error.message}")
