@@ -72,6 +72,11 @@ _THREADS_S = 5.0
 log = logging.getLogger("services.rpc.server")
 
 
+def _is_no_caller_who_left(record: logging.LogRecord) -> bool:
+    """gRPC logs as an error, with a stack, that a caller left just before its answer was sent."""
+    return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
+
+
 async def _nothing() -> None:
     """The drain of a service that holds nothing."""
 
@@ -137,6 +142,7 @@ class RunningServer:
         await self._health.register(self._server)
         await self._start_health()
         await self._server.start()
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_caller_who_left)
         for watch in (self._service.metrics.watch_loop(), *guard.watches()):
             self._tasks.append(asyncio.create_task(watch))
         self.loaded = asyncio.create_task(self._load())

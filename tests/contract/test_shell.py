@@ -741,3 +741,15 @@ def test_in_the_background_a_failed_load_is_raised():
 
     with pytest.raises(RuntimeError, match="no such folder"), serve_in_background(make):
         pass
+
+
+async def test_a_caller_who_leaves_before_its_answer_is_sent_is_no_fault_in_grpcs_own_log(echo, caplog):
+    grpcs = logging.getLogger("grpc._cython.cygrpc")
+    async with start_server(echo.service()):
+        for fault in (aio.InternalError('Failed "execute_batch"'), ValueError("a fault")):
+            try:
+                raise fault
+            except Exception:
+                grpcs.exception("raised in core by servicer method")
+    told = [record.exc_info[1] for record in caplog.records if record.name == grpcs.name]
+    assert [type(each) for each in told] == [ValueError]
