@@ -112,6 +112,7 @@ def test_between_two_requests_the_limit_of_a_head_does_not_hold(connect):
 
 def test_answers_that_nobody_takes_are_given_up(gateway, connect):
     line = connect(unread=0.2)
+    wait_until(lambda: gateway._api.server_state.connections)  # or "none" below could be before it
     asked = 400  # 13 MB: more than sockets hold
     line.sendall(PAGE * asked)
     wait_until(lambda: not gateway._api.server_state.connections, 60)
