@@ -131,16 +131,12 @@ class Intake:
         raise NotImplementedError
 
 
-class Chain(aio.ServerInterceptor):
-    """Stands interceptors around every call, the first outermost. One of them has to read the requests:
+class Around(aio.ServerInterceptor):
+    """Base of what puts another handler in the place of a method's: override `wrap`."""
 
-    gRPC leaves the bytes as they are, or whoever is turned away would have them parsed before.
-    """
-
-    def __init__(self, interceptors: Sequence[CallInterceptor | Intake]) -> None:
-        self._interceptors = interceptors
+    def __init__(self) -> None:
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        """By path: a method's handler, and the same with all interceptors around it."""
+        """By path: a method's handler, and what stands around it."""
 
     async def intercept_service(
         self,
@@ -154,8 +150,27 @@ class Chain(aio.ServerInterceptor):
         path = handler_call_details.method
         known = self._wrapped.get(path)
         if known is None or known[0] is not handler:
-            known = self._wrapped[path] = handler, _wrap(self._interceptors, handler, path)
+            known = self._wrapped[path] = handler, self.wrap(handler, path)
         return known[1]
+
+    def wrap(self, handler: "Handler", path: str) -> "Handler":
+        """What stands around the handler of the method at `path`."""
+        raise NotImplementedError
+
+
+class Chain(Around):
+    """Stands interceptors around every call, the first outermost. One of them has to read the requests:
+
+    gRPC leaves the bytes as they are, or whoever is turned away would have them parsed before.
+    """
+
+    def __init__(self, interceptors: Sequence[CallInterceptor | Intake]) -> None:
+        super().__init__()
+        self._interceptors = interceptors
+
+    def wrap(self, handler: "Handler", path: str) -> "Handler":
+        """With all interceptors around it."""
+        return _wrap(self._interceptors, handler, path)
 
 
 def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", path: str) -> "Handler":

@@ -1,19 +1,17 @@
 """What a call has sent goes out of memory with its refusal, and not only when garbage is collected."""
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from grpc import aio
 
-from services.rpc.calls import KINDS
+from services.rpc.calls import KINDS, Around
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context, Handler
 
 
-class LetGo(aio.ServerInterceptor):
+class LetGo(Around):
     """Stands around all else, which gives coroutines by now; takes the stack off refusals, and ends streams.
 
     gRPC keeps the error with the call, and the frames in its stack hold the request and the call; its
@@ -21,15 +19,8 @@ class LetGo(aio.ServerInterceptor):
     flood of large refused requests comes before the next.
     """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
+    def wrap(self, handler: "Handler", path: str) -> "Handler":
         """Stands around every method."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
         _, attribute, make = KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         behaviour = getattr(handler, attribute)
 

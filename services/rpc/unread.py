@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc import aio
 
 from services.errors import NotRead
 from services.rpc import status
+from services.rpc.calls import Around
 
 if TYPE_CHECKING:
     from services.rpc.calls import Context, Handler
@@ -21,7 +21,7 @@ LAST_WORDS_S = 1.0
 """How long the status has to leave the server; after that it waits in gRPC, behind what is unread."""
 
 
-class UnreadStreams(aio.ServerInterceptor):
+class UnreadStreams(Around):
     """Writes the responses of streams, the outermost: a handler that yields can't see how long one waits.
 
     gRPC takes a response once the reader's flow-control window has room for it, and holds one more.
@@ -29,16 +29,12 @@ class UnreadStreams(aio.ServerInterceptor):
 
     def __init__(self, seconds: float) -> None:
         """A response that isn't taken for so long ends its stream, and frees what that had in flight."""
+        super().__init__()
         self._seconds = seconds
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
+    def wrap(self, handler: "Handler", path: str) -> "Handler":
         """Stands around methods that respond by a stream and yield."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler.response_streaming:
+        if not handler.response_streaming:
             return handler
         several = handler.request_streaming
         behaviour: Any = handler.stream_stream if several else handler.unary_stream
