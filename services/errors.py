@@ -48,10 +48,10 @@ class InvalidInput(ServiceError):
 class UnknownName(ServiceError):
     """An id or name does not exist."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str] = ()) -> None:
-        """`known` are the names there are, where they may be told."""
-        there_is = f"; there is {', '.join(known)}" if known else ""
-        super().__init__(f"no {kind} {name!r} here{there_is}")
+    def __init__(self, kind: str, name: str, known: Sequence[str] = (), fix: str = "") -> None:
+        """`known` are the names there are, where they may be told; `fix` is what to do."""
+        there_is = [f"there is {', '.join(known)}"] if known else []
+        super().__init__("; ".join([f"no {kind} {name!r} here", *there_is, *filter(None, [fix])]))
         self.kind = kind
         self.name = name
 

@@ -1,6 +1,6 @@
 """The weights of the served model: what fits them, their digest, and the moment they change."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from lm.digests import WeightsDigest, effective_tensors
 from lm.placement import DTYPE_NAMES
-from services.errors import Damaged, PreconditionFailed
+from services.errors import Damaged, PreconditionFailed, Violation
 from services.policy.interface import TensorSpec
 
 NAMED_AT_MOST = 5
@@ -42,22 +42,15 @@ class ModelWeights:
     def check(self, specs: Sequence[TensorSpec]) -> None:
         """Raises PreconditionFailed naming the tensors that aren't the model's, or come twice."""
         if len(specs) > len(self._parameters):
-            raise PreconditionFailed(
-                "MANIFEST", "tensors", f"lists {len(specs)} tensors; the model has {len(self._parameters)}"
-            )
-        misfits: dict[str, str] = {}
+            text = f"lists {len(specs)} tensors; the model has {len(self._parameters)}; list those alone"
+            raise _refused([Violation("manifest.tensors", text)])
+        misfits: list[Violation] = []
         seen: dict[str, str] = {}
-        for spec in specs:
-            misfit = self._misfit(spec, seen)
-            if misfit:
-                misfits.setdefault(spec.name, misfit)
+        for index, spec in enumerate(specs):
+            misfits += self._misfits(spec, f"manifest.tensors[{index}]", seen)
             seen[self._first_name.get(spec.name, spec.name)] = spec.name
         if misfits:
-            named = [f"{name!r} {misfit}" for name, misfit in misfits.items()]
-            more = f"; and {len(named) - NAMED_AT_MOST} more" if len(named) > NAMED_AT_MOST else ""
-            raise PreconditionFailed(
-                "MANIFEST", next(iter(misfits)), "tensor " + "; ".join(named[:NAMED_AT_MOST]) + more
-            )
+            raise _refused(misfits)
 
     def prepare(self, tensors: Iterable[tuple[str, Tensor]], weights_sha256: str) -> Prepared:
         """Checks new weights without touching the old; takes a while, in any thread.
@@ -72,11 +65,13 @@ class ModelWeights:
         if digest.hexdigest() != weights_sha256:
             found = digest.hexdigest()
             raise Damaged(
-                f"the weights with this push have digest {found}, not {weights_sha256} as announced"
+                f"manifest.weights_sha256: the weights with this push have digest {found}, not "
+                f"{weights_sha256} as announced; the old ones stay, push again"
             )
         for name, tensor in named.items():
             if not bool(tensor.isfinite().all()):
-                raise PreconditionFailed("FINITE", name, f"tensor {name!r} holds NaN or infinity")
+                text = f"tensor {name!r} holds NaN or infinity; resume training from where it was finite"
+                raise PreconditionFailed("FINITE", name, text)
         return Prepared(named, digest)
 
     @torch.no_grad()
@@ -86,17 +81,27 @@ class ModelWeights:
             self._parameters[name].copy_(tensor)
         self._digest = prepared.digest
 
-    def _misfit(self, spec: TensorSpec, seen: dict[str, str]) -> str:
+    def _misfits(self, spec: TensorSpec, path: str, seen: dict[str, str]) -> Iterator[Violation]:
         parameter = self._parameters.get(spec.name)
         if parameter is None:
-            return "isn't one of the model's"
+            text = f"{spec.name!r} isn't one of the model's; leave it out, or serve the model that is trained"
+            yield Violation(f"{path}.name", text)
+            return
         own = _spec(spec.name, parameter)
-        if spec != own:
-            return f"is {spec}; the model's is {own}"
-        twin = seen.get(self._first_name[spec.name])
-        if twin is None:
-            return ""
-        return "is listed twice" if twin == spec.name else f"is tied to {twin!r}; list one of them"
+        if spec.shape != own.shape:
+            text = f"{spec.name!r} is {spec}; the model's is {own}; serve the model that is trained"
+            yield Violation(f"{path}.shape", text)
+        elif spec.dtype != own.dtype:
+            yield Violation(f"{path}.dtype", f"{spec.name!r} is {spec}; the model's is {own}; convert it")
+        elif (twin := seen.get(self._first_name[spec.name])) is not None:
+            text = "is listed twice; list it once" if twin == spec.name else f"is tied to {twin!r}; list one"
+            yield Violation(f"{path}.name", f"{spec.name!r} {text}")
+
+
+def _refused(misfits: Sequence[Violation]) -> PreconditionFailed:
+    named = [f"{misfit.field}: {misfit.description}" for misfit in misfits[:NAMED_AT_MOST]]
+    more = f"; and {len(misfits) - NAMED_AT_MOST} more" if len(misfits) > NAMED_AT_MOST else ""
+    return PreconditionFailed("MANIFEST", misfits[0].field, "; ".join(named) + more)
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

@@ -141,7 +141,7 @@ class Pushes:
         for push in self._known():
             if secrets.compare_digest(push.id.encode(), push_id.encode()):
                 return push
-        raise UnknownName("push", push_id)
+        raise UnknownName("push", push_id, fix="begin one")
 
     def newest(self, run_id: str, new_step: int) -> Push:
         """The last push of a step, also if it has ended. Raises UnknownName."""
@@ -163,7 +163,7 @@ class Pushes:
 
     async def _swap(self, push: Push, mode: SwapMode) -> None:
         if push.received < push.total:
-            text = f"only {push.received} of {push.total} bytes have arrived; push again"
+            text = f"data: only {push.received} of {push.total} bytes have arrived; push again"
             raise PreconditionFailed("INCOMPLETE", push.id, text)
         self._check_steps(push.manifest)
         await self._engine.load(push.tensors(), push.version, mode)
@@ -190,19 +190,17 @@ class Pushes:
                 raise PreconditionFailed("DRIVER", driver.run_id, f"{text}; {fix}")
         elif self._push and manifest.new_step < driver.step:
             text = f"step {driver.step} of run {driver.run_id!r} is being pushed"
-            raise PreconditionFailed("STEP", "new_step", f"{text}; step {manifest.new_step} is stale")
+            raise _wrong_step("new_step", f"{text}; step {manifest.new_step} is stale")
 
     def _check_steps(self, manifest: Manifest) -> None:
         loaded = self._engine.version
         base, new = manifest.base_step, manifest.new_step
         if base != loaded.step:
-            text = f"step {loaded.step} is loaded; the push builds on step {base}"
-            raise PreconditionFailed("STEP", "base_step", text)
+            text = f"step {loaded.step} is loaded; the push builds on step {base}; build on the loaded one"
+            raise _wrong_step("base_step", text)
         if manifest.run_id == loaded.run_id and new <= loaded.step:
-            text = (
-                f"step {loaded.step} of run {loaded.run_id!r} is loaded; the new step is {new}, not above it"
-            )
-            raise PreconditionFailed("STEP", "new_step", text)
+            text = f"step {loaded.step} of run {loaded.run_id!r} is loaded"
+            raise _wrong_step("new_step", f"{text}; the new step is {new}, not above it; push a later one")
 
     def _void_open(self, manifest: Manifest) -> None:
         """Gives the open push up, if there is one, for that of `manifest`."""
@@ -244,6 +242,10 @@ class Pushes:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _wrong_step(field: str, text: str) -> PreconditionFailed:
+    return PreconditionFailed("STEP", field, f"manifest.{field}: {text}")
 
 
 def _committed(push: Push) -> PreconditionFailed:

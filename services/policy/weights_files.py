@@ -49,7 +49,7 @@ def tensor_chunks(roots: WeightsRoots, uri: str, specs: Iterable[TensorSpec]) ->
             if tensor.spec.name in stored:
                 raise _misfit(path, f"holds {tensor.spec.name!r}, as another file of the folder does")
             stored[tensor.spec.name] = tensor
-    return _read(roots, [_chosen(stored, spec) for spec in specs])
+    return _read(roots, [_chosen(stored, spec, f"manifest.tensors[{at}]") for at, spec in enumerate(specs)])
 
 
 def _files(roots: WeightsRoots, path: Path) -> list[Path]:
@@ -93,13 +93,14 @@ def _parsed(path: Path, header: dict[str, Any], data: int) -> Iterator[_Stored]:
             yield _Stored(path, TensorSpec(name, _DTYPES.get(entry["dtype"], "another"), shape), start, end)
 
 
-def _chosen(stored: dict[str, _Stored], spec: TensorSpec) -> _Stored:
+def _chosen(stored: dict[str, _Stored], spec: TensorSpec, path: str) -> _Stored:
     tensor = stored.get(spec.name)
     if tensor is None:
-        raise PreconditionFailed("MANIFEST", spec.name, f"no file holds tensor {spec.name!r}")
+        text = f"no file holds tensor {spec.name!r}; leave it out"
+        raise PreconditionFailed("MANIFEST", path, f"{path}: {text}")
     if tensor.spec != spec:
-        text = f"tensor {spec.name!r} is {spec} in the manifest and {tensor.spec} in {tensor.path.name}"
-        raise PreconditionFailed("MANIFEST", spec.name, text)
+        text = f"{spec.name!r} is {spec} in the manifest and {tensor.spec} in {tensor.path.name}; correct one"
+        raise PreconditionFailed("MANIFEST", path, f"{path}: {text}")
     if tensor.end - tensor.start != spec.nbytes or tensor.start < 0:
         raise _misfit(tensor.path, f"doesn't hold the {spec.nbytes} bytes of {spec.name!r} where it says")
     return tensor

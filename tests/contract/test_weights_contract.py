@@ -96,20 +96,32 @@ def changed(new, index, **fields):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name": "model.other"}, "tensor 'model.other' isn't one of the model's"),
-        ({"shape": [300, 31]}, "is float32[300, 31]; the model's is float32[300, 32]"),
-        ({"dtype": types_pb2.DATA_TYPE_BF16}, "is bfloat16[300, 32]; the model's is float32[300, 32]"),
+        (
+            {"name": "model.other"},
+            "'model.other' isn't one of the model's; leave it out, or serve the model that is trained",
+        ),
+        (
+            {"shape": [300, 31]},
+            "{name!r} is float32[300, 31]; the model's is float32[300, 32]; serve the model that is trained",
+        ),
+        (
+            {"dtype": types_pb2.DATA_TYPE_BF16},
+            "{name!r} is bfloat16[300, 32]; the model's is float32[300, 32]; convert it",
+        ),
     ],
 )
 async def test_a_manifest_that_does_not_fit(unharmed, new, fields, words):
     error = await refused(unharmed.begin(changed(new, 0, **fields)))
-    assert precondition(error)[0] == "MANIFEST"
-    assert words in error.details()
+    (path,) = (f"manifest.tensors[0].{field}" for field in fields)
+    assert precondition(error) == ("MANIFEST", path)
+    assert error.details() == f"{path}: " + words.format(name=new.manifest().tensors[0].name)
 
 
 async def test_another_base_step(unharmed, new):
     error = await refused(unharmed.begin(new.manifest(base_step=4, new_step=5)))
     assert precondition(error) == ("STEP", "base_step")
+    words = "step 0 is loaded; the push builds on step 4; build on the loaded one"
+    assert error.details() == f"manifest.base_step: {words}"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,8 @@ async def test_truncated(unharmed, new):
     for _ in range(2):  # the same again
         error = await refused(unharmed.commit(push_id))
         assert precondition(error)[0] == "INCOMPLETE"
-        assert f"only {len(new.data) - 4} of {len(new.data)} bytes" in error.details()
+        held = f"only {len(new.data) - 4} of {len(new.data)} bytes"
+        assert error.details() == f"data: {held} have arrived; push again"
 
 
 async def test_too_long(unharmed, new):
@@ -215,7 +228,7 @@ async def test_sizes_that_cannot_be_are_refused_before_room_is_made(unharmed, ne
     monkeypatch.setattr(Push, "__post_init__", lambda self: pytest.fail("made room"))
     manifest = changed(new, 0, shape=shape)
     error = await refused(unharmed.begin(manifest))
-    assert precondition(error) == ("MANIFEST", manifest.tensors[0].name)
+    assert precondition(error) == ("MANIFEST", "manifest.tensors[0].shape")
     assert f"{shape[0]}" in error.details()
     monkeypatch.undo()
 
@@ -225,7 +238,7 @@ async def test_more_tensors_than_the_model_has(unharmed, new, monkeypatch):
     manifest = new.manifest()
     manifest.tensors.extend(list(manifest.tensors) * 500)
     error = await refused(unharmed.begin(manifest))
-    assert precondition(error) == ("MANIFEST", "tensors")
+    assert precondition(error) == ("MANIFEST", "manifest.tensors")
     monkeypatch.undo()
 
 

@@ -100,7 +100,7 @@ class TestBegin:
 
 class TestAppend:
     async def test_an_unknown_push(self, pushes, trainer):
-        with pytest.raises(UnknownName, match="no push 'who'"):
+        with pytest.raises(UnknownName, match="no push 'who' here; begin one"):
             pushes.append("who", 0, b"")
         pushes.begin(trainer.manifest)
         with pytest.raises(UnknownName):
