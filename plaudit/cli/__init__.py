@@ -4,7 +4,6 @@ Exit codes: 0 done · 64 bad arguments, or a file that can't be read · 65 done,
 have no score · 69 a service can't be reached · 70 anything else · 130 Ctrl-C.
 """
 
-import gc
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -54,15 +53,6 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors are one line on stderr."""
-    code = _run(arguments)
-    if code:
-        # A stream that is still held, by the traceback of what ended the command, would at the interpreter's
-        # end wait for a lock of gRPC's thread, which is gone by then.
-        gc.collect()
-    return code
-
-
-def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="plaudit")
     except SystemExit as end:

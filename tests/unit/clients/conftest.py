@@ -29,6 +29,12 @@ def serve_reward(serve):
     return lambda *behaviours, **how: serve(REWARD, {"Score": behaviours}, **how)
 
 
+@pytest.fixture
+def serve_streams(serve):
+    """serve_streams(*behaviours, one per stream; the last one again and again) → a Script that runs."""
+    return lambda *behaviours, **how: serve(REWARD, {"ScoreStream": behaviours}, **how)
+
+
 @pytest.fixture(params=[call_sync, call_async], ids=["sync", "async"])
 def call(request):
     """call("reward", address, "score", …, client={…}), blocking, through either kind of client."""

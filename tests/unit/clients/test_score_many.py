@@ -7,7 +7,7 @@ import time
 
 import grpc
 import pytest
-from scripted_servers import REWARD, refuse, refuse_plainly
+from scripted_servers import refuse, refuse_plainly
 from scripted_streams import GONE, expected, pairs, scored
 
 import plaudit
@@ -36,12 +36,6 @@ from plaudit.clients.streams import MESSAGE_BYTES, MESSAGE_ITEMS
 from plaudit.v1 import reward_pb2
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def serve_streams(serve):
-    """serve_streams(*behaviours, one per stream; the last one again and again) → a Script that runs."""
-    return lambda *behaviours, **how: serve(REWARD, {"ScoreStream": behaviours}, **how)
 
 
 @pytest.fixture
