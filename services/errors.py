@@ -50,8 +50,8 @@ class UnknownName(ServiceError):
 
     def __init__(self, kind: str, name: str, known: Sequence[str] = (), fix: str = "") -> None:
         """`known` are the names there are, where they may be told; `fix` is what to do."""
-        there_is = [f"there is {', '.join(known)}"] if known else []
-        super().__init__("; ".join([f"no {kind} {name!r} here", *there_is, *filter(None, [fix])]))
+        there_is = f"; there is {', '.join(known)}" if known else ""
+        super().__init__(f"no {kind} {name!r} here{there_is}" + (f"; {fix}" if fix else ""))
         self.kind = kind
         self.name = name
 
@@ -63,6 +63,11 @@ class PreconditionFailed(ServiceError):
         super().__init__(description)
         self.kind = kind
         self.subject = subject
+
+    @classmethod
+    def at(cls, kind: str, field: str, description: str) -> "PreconditionFailed":
+        """About one field of the request, as InvalidInput.at."""
+        return cls(kind, field, f"{field}: {description}")
 
 
 class Overloaded(ServiceError):

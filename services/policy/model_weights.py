@@ -1,6 +1,6 @@
 """The weights of the served model: what fits them, their digest, and the moment they change."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,14 +43,18 @@ class ModelWeights:
         """Raises PreconditionFailed naming the tensors that aren't the model's, or come twice."""
         if len(specs) > len(self._parameters):
             text = f"lists {len(specs)} tensors; the model has {len(self._parameters)}; list those alone"
-            raise _refused([Violation("manifest.tensors", text)])
+            raise PreconditionFailed.at("MANIFEST", "manifest.tensors", text)
         misfits: list[Violation] = []
         seen: dict[str, str] = {}
         for index, spec in enumerate(specs):
-            misfits += self._misfits(spec, f"manifest.tensors[{index}]", seen)
+            misfit = self._misfit(spec, f"manifest.tensors[{index}]", seen)
+            if misfit:
+                misfits.append(misfit)
             seen[self._first_name.get(spec.name, spec.name)] = spec.name
         if misfits:
-            raise _refused(misfits)
+            named = [f"{misfit.field}: {misfit.description}" for misfit in misfits[:NAMED_AT_MOST]]
+            more = f"; and {len(misfits) - NAMED_AT_MOST} more" if len(misfits) > NAMED_AT_MOST else ""
+            raise PreconditionFailed("MANIFEST", misfits[0].field, "; ".join(named) + more)
 
     def prepare(self, tensors: Iterable[tuple[str, Tensor]], weights_sha256: str) -> Prepared:
         """Checks new weights without touching the old; takes a while, in any thread.
@@ -81,27 +85,22 @@ class ModelWeights:
             self._parameters[name].copy_(tensor)
         self._digest = prepared.digest
 
-    def _misfits(self, spec: TensorSpec, path: str, seen: dict[str, str]) -> Iterator[Violation]:
+    def _misfit(self, spec: TensorSpec, path: str, seen: dict[str, str]) -> Violation | None:
         parameter = self._parameters.get(spec.name)
         if parameter is None:
             text = f"{spec.name!r} isn't one of the model's; leave it out, or serve the model that is trained"
-            yield Violation(f"{path}.name", text)
-            return
+            return Violation(f"{path}.name", text)
         own = _spec(spec.name, parameter)
         if spec.shape != own.shape:
             text = f"{spec.name!r} is {spec}; the model's is {own}; serve the model that is trained"
-            yield Violation(f"{path}.shape", text)
-        elif spec.dtype != own.dtype:
-            yield Violation(f"{path}.dtype", f"{spec.name!r} is {spec}; the model's is {own}; convert it")
-        elif (twin := seen.get(self._first_name[spec.name])) is not None:
-            text = "is listed twice; list it once" if twin == spec.name else f"is tied to {twin!r}; list one"
-            yield Violation(f"{path}.name", f"{spec.name!r} {text}")
-
-
-def _refused(misfits: Sequence[Violation]) -> PreconditionFailed:
-    named = [f"{misfit.field}: {misfit.description}" for misfit in misfits[:NAMED_AT_MOST]]
-    more = f"; and {len(misfits) - NAMED_AT_MOST} more" if len(misfits) > NAMED_AT_MOST else ""
-    return PreconditionFailed("MANIFEST", misfits[0].field, "; ".join(named) + more)
+            return Violation(f"{path}.shape", text)
+        if spec.dtype != own.dtype:
+            return Violation(f"{path}.dtype", f"{spec.name!r} is {spec}; the model's is {own}; convert it")
+        twin = seen.get(self._first_name[spec.name])
+        if twin is None:
+            return None
+        text = "is listed twice; list it once" if twin == spec.name else f"is tied to {twin!r}; list one"
+        return Violation(f"{path}.name", f"{spec.name!r} {text}")
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

@@ -97,10 +97,10 @@ def _chosen(stored: dict[str, _Stored], spec: TensorSpec, path: str) -> _Stored:
     tensor = stored.get(spec.name)
     if tensor is None:
         text = f"no file holds tensor {spec.name!r}; leave it out"
-        raise PreconditionFailed("MANIFEST", path, f"{path}: {text}")
+        raise PreconditionFailed.at("MANIFEST", path, text)
     if tensor.spec != spec:
         text = f"{spec.name!r} is {spec} in the manifest and {tensor.spec} in {tensor.path.name}; correct one"
-        raise PreconditionFailed("MANIFEST", path, f"{path}: {text}")
+        raise PreconditionFailed.at("MANIFEST", path, text)
     if tensor.end - tensor.start != spec.nbytes or tensor.start < 0:
         raise _misfit(tensor.path, f"doesn't hold the {spec.nbytes} bytes of {spec.name!r} where it says")
     return tensor

@@ -40,7 +40,10 @@ class TestCheck:
         ("wrong", "message"),
         [
             (spec("model.nothing"), "name: 'model.nothing' isn't one of the model's; leave it out"),
-            (spec(dtype="bfloat16"), r"dtype: 'model.norm.weight' is bfloat16\[32\]; the model's is float32"),
+            (
+                spec(dtype="bfloat16"),
+                r"dtype: 'model.norm.weight' is bfloat16\[32\]; the model's is float32\[32\]; convert it",
+            ),
             (spec(shape=(31,)), r"shape: .* is float32\[31\]; the model's is float32\[32\]; serve the model"),
             (spec(shape=(32, 1)), r"shape: .* is float32\[32, 1\]"),
             (spec(shape=(1 << 60,)), r"shape: .* is float32\[1152921504606846976\]"),
