@@ -10,8 +10,8 @@ Clock = Callable[[], float]
 
 MEMORY_S = 5.0
 """How long ago counts for a third in the rate of now."""
-LEAST_MEASURED_S = 0.1
-"""Seconds of work that make a rate."""
+LEAST_MEASURED_S = 1.0
+"""Seconds of work that make a rate: of fewer, a slow first item of a cold start would be a large part."""
 LEAST_S, LONGEST_S = 0.05, 60.0
 """To come back in; rates change, so that a longer time would be a guess."""
 MOST_STANDING = 4096
@@ -47,7 +47,7 @@ class Drain:
 
 @dataclass(slots=True)
 class _Place:
-    """Of one who was turned away."""
+    """Of one who was turned away; in the line's own time."""
 
     at: float
     """When it may come."""
@@ -56,23 +56,30 @@ class _Place:
 
 
 class Line:
-    """Who may come back when, in the order in which they were turned away. It keeps room for nobody."""
+    """Who may come back when, in the order in which they were turned away. It keeps room for nobody.
+
+    Its time stands still where one whose turn has come finds no room: those behind it would find none either,
+    and be turned away again and again; and who comes late would lose its place to them.
+    """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._places: OrderedDict[Hashable, _Place] = OrderedDict()
-        self._end = clock()
+        self._still = 0.0
+        """Seconds for which it has stood still ..."""
+        self._still_until = clock()
+        """... and will have by then, by the clock."""
+        self._end = self._now
 
     @property
     def stands(self) -> bool:
         """Whether anybody has been told to come later than now."""
-        return self._end > self._clock()
+        return self._end > self._now
 
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
-        now = self._clock()
-        place = self._place(who, now)
-        return not self.stands or (place is not None and place.at <= now)
+        place = self._place(who)
+        return not self.stands or (place is not None and place.at <= self._now)
 
     def stand(self, who: Hashable, first: float, lasts: float) -> float:
         """Seconds until `who` may come back; whoever has a place already keeps it.
@@ -80,22 +87,36 @@ class Line:
         `first` is when there would be room if nobody else waited, `lasts` what the queue needs to take in
         what `who` has; both in seconds.
         """
-        now = self._clock()
-        place = self._place(who, now)
+        place, now, first = self._place(who), self._now, min(first, LONGEST_S)
         if place is None:
             self.leave(who)
             place = self._places[who] = _Place(min(max(self._end, now + first), now + LONGEST_S), now)
             self._end = place.at + lasts
             if len(self._places) > MOST_STANDING:
                 self._places.popitem(last=False)
-        place.heard = now
-        return min(max(LEAST_S, place.at - now if place.at > now else first), LONGEST_S)
+        after = place.at - now
+        if after <= 0:
+            after = first
+            self._stand_still(first)
+            place.at = min(place.at, self._now)
+        place.heard = self._now
+        return min(max(LEAST_S, after), LONGEST_S)
 
     def leave(self, who: Hashable) -> None:
         """It has been let in."""
         self._places.pop(who, None)
 
-    def _place(self, who: Hashable, now: float) -> _Place | None:
+    @property
+    def _now(self) -> float:
+        return self._clock() - self._still
+
+    def _stand_still(self, seconds: float) -> None:
+        """From now on, where it doesn't already."""
+        now = self._clock()
+        self._still += max(0.0, now + seconds - max(now, self._still_until))
+        self._still_until = max(self._still_until, now + seconds)
+
+    def _place(self, who: Hashable) -> _Place | None:
         """Its place, which is lost by staying away for so long."""
         place = self._places.get(who)
-        return None if place is None or now - max(place.at, place.heard) > LONGEST_S else place
+        return None if place is None or self._now - max(place.at, place.heard) > LONGEST_S else place

@@ -20,6 +20,15 @@ def test_nothing_is_known_before_anything_was_answered(clock):
     assert drain.rate is None, "all at once says nothing about a second"
 
 
+def test_nothing_is_known_by_a_first_item_that_took_its_time(clock):
+    """A cold start's: a rate of two items a second would turn away calls that are answered at once."""
+    drain = Drain(clock)
+    answer(drain, clock, 1, 1, 0.5)
+    assert drain.rate is None
+    answer(drain, clock, 100, 6, 0.1)
+    assert drain.rate > 500
+
+
 def test_the_rate_is_what_a_steady_queue_shows(clock):
     drain = Drain(clock)
     answer(drain, clock, 20, 100, 0.1)
@@ -71,6 +80,36 @@ def test_whose_turn_has_come_and_finds_no_room_is_the_next(clock):
     assert line.stand("a", 0.7, 5.0) == 0.7
     assert line.lets("a")
     assert not line.lets("b")
+
+
+def test_while_the_next_finds_no_room_nobody_behind_it_comes_nearer(clock):
+    line = Line(clock)
+    assert [line.stand(who, 1.0, 2.0) for who in "abc"] == [1.0, 3.0, 5.0]
+    clock.now += 1.0
+    assert line.stand("a", 0.5, 2.0) == 0.5
+    assert [line.stand(who, 0.5, 2.0) for who in "bcd"] == [2.5, 4.5, 6.5]
+    clock.now += 2.0
+    assert [line.lets(who) for who in "abc"] == [True, False, False]
+    clock.now += 0.5
+    assert [line.lets(who) for who in "abc"] == [True, True, False]
+
+
+def test_several_who_find_no_room_hold_up_the_line_once(clock):
+    line = Line(clock)
+    assert [line.stand(who, 1.0, 2.0) for who in "abc"] == [1.0, 3.0, 5.0]
+    clock.now += 4.0
+    for _ in range(9):
+        assert [line.stand("a", 0.5, 2.0), line.stand("b", 0.7, 2.0)] == [0.5, 0.7]
+    assert line.stand("c", 0.5, 2.0) == pytest.approx(1.7)
+
+
+def test_nobody_holds_up_the_line_for_long(clock):
+    line = Line(clock)
+    assert [line.stand(who, 1.0, 2.0) for who in "ab"] == [1.0, 3.0]
+    clock.now += 1.0
+    assert line.stand("a", 1e9, 2.0) == LONGEST_S
+    clock.now += LONGEST_S + 2.0
+    assert line.lets("b")
 
 
 def test_who_was_let_in_stands_at_the_end_next_time(clock):

@@ -1,6 +1,9 @@
 """Room: what is taken in is bounded in each of its three measures, and comes back when it is released."""
 
 import asyncio
+import heapq
+import random
+from collections import deque
 
 import pytest
 from hand_clock import Clock
@@ -94,9 +97,10 @@ def crowded():
     crowd = Crowded()
     for number in range(10):
         assert crowd.admit(100, f"bulk {number}") is None
-    for number in range(10):
-        crowd.answer(10, f"bulk {number}")
-        assert crowd.admit(10, f"bulk {number}") is None
+    for of in (100, 10):
+        for number in range(10):
+            crowd.answer(10, f"bulk {number}", of=of)
+            assert crowd.admit(10, f"bulk {number}") is None
     return crowd
 
 
@@ -229,6 +233,55 @@ def test_the_bound_holds_whoever_comes_and_goes(script):
     assert (crowd.room.items, crowd.room.tokens, crowd.room.bytes) == (0, 0, 0)
     assert not crowd.room._held
     assert not crowd.room._by_size
+
+
+class Day:
+    """Forty callers of a room for ten: each calls again once it is answered, or about when it was told."""
+
+    def __init__(self, seed):
+        self.random, self.crowd, self.waiting = random.Random(seed), Crowded(), deque()
+        self.first_asked, self.refused, self.waits = {}, 0, []
+        self.coming = [(self.crowd.clock.now + 0.01 * number, f"bulk {number}") for number in range(40)]
+
+    def run(self, seconds):
+        """One second answers a hundred items: a call."""
+        over = self.crowd.clock.now + seconds
+        while (now := self.crowd.clock.now) < over:
+            while self.coming and self.coming[0][0] <= now:
+                self.come(*heapq.heappop(self.coming))
+            if self.waiting:
+                self.serve(self.waiting.popleft())
+            else:
+                self.crowd.clock.now += 0.1
+        return self
+
+    def come(self, at, name):
+        self.first_asked.setdefault(name, at)
+        again = self.crowd.admit(100, name)
+        if again is None:
+            self.waiting.append([name, 100])
+        else:
+            self.refused += 1
+            heapq.heappush(self.coming, (self.crowd.clock.now + again * self.random.uniform(1, 1.5), name))
+
+    def serve(self, call):
+        """Ten of its items; the callers take turns."""
+        name, left = call
+        self.crowd.answer(10, name, self.random.uniform(0.05, 0.15))
+        if left > 10:
+            self.waiting.append([name, left - 10])
+        else:
+            self.waits.append(self.crowd.clock.now - self.first_asked.pop(name))
+            heapq.heappush(self.coming, (self.crowd.clock.now, name))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_crowd_is_turned_away_little_and_nobody_waits_much_longer_than_others(seed):
+    day = Day(seed).run(1000)
+    assert len(day.waits) == pytest.approx(1000, rel=0.05), "it always had something to do"
+    assert day.refused < 1.6 * len(day.waits)
+    later = sorted(day.waits[100:])
+    assert later[-1] < 1.6 * later[len(later) // 2]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 100))
