@@ -245,7 +245,7 @@ class Pushes:
 
 
 def _wrong_step(field: str, text: str) -> PreconditionFailed:
-    return PreconditionFailed("STEP", field, f"manifest.{field}: {text}")
+    return PreconditionFailed.at("STEP", f"manifest.{field}", text)
 
 
 def _committed(push: Push) -> PreconditionFailed:

@@ -119,7 +119,7 @@ async def test_a_manifest_that_does_not_fit(unharmed, new, fields, words):
 
 async def test_another_base_step(unharmed, new):
     error = await refused(unharmed.begin(new.manifest(base_step=4, new_step=5)))
-    assert precondition(error) == ("STEP", "base_step")
+    assert precondition(error) == ("STEP", "manifest.base_step")
     words = "step 0 is loaded; the push builds on step 4; build on the loaded one"
     assert error.details() == f"manifest.base_step: {words}"
 
@@ -251,7 +251,7 @@ async def test_an_unknown_mode(unharmed, new):
 async def test_steps_only_rise(caller, new):
     await caller.push(new)
     error = await refused(caller.begin(new.manifest(base_step=1, new_step=1)))
-    assert precondition(error) == ("STEP", "new_step")
+    assert precondition(error) == ("STEP", "manifest.new_step")
 
 
 # --- in the middle of responses ---

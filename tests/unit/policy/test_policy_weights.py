@@ -71,14 +71,14 @@ class TestBegin:
     async def test_another_base_step(self, pushes, trainer):
         with pytest.raises(PreconditionFailed, match="step 0 is loaded; the push builds on step 3") as caught:
             pushes.begin(trainer.but(base_step=3, new_step=4))
-        assert (caught.value.kind, caught.value.subject) == ("STEP", "base_step")
+        assert (caught.value.kind, caught.value.subject) == ("STEP", "manifest.base_step")
 
     async def test_a_step_that_does_not_rise(self, bench, pushes, trainer):
         await pushes.commit(trainer.send(pushes), IN_PLACE)
         for new in (0, 1):
             with pytest.raises(PreconditionFailed, match="not above it") as caught:
                 pushes.begin(trainer.but(base_step=1, new_step=new))
-            assert caught.value.subject == "new_step"
+            assert caught.value.subject == "manifest.new_step"
 
     async def test_tensors_that_do_not_fit(self, pushes, trainer):
         first, *rest = trainer.manifest.tensors
