@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Clock = Callable[[], float]
 
@@ -15,7 +15,7 @@ LEAST_MEASURED_S = 1.0
 LEAST_S, LONGEST_S = 0.05, 60.0
 """To come back in; rates change, so that a longer time would be a guess."""
 MOST_STANDING = 4096
-"""Callers whose place is known; the one that was given its place longest ago is forgotten first."""
+"""Callers whose places are known; the one that was given its first longest ago is forgotten first."""
 
 
 class Drain:
@@ -46,13 +46,13 @@ class Drain:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Places:
     """Of one who was turned away; in the line's own time."""
 
-    at: float
-    """When it may come."""
     heard: float
     """When it was last here."""
+    at: deque[float] = field(default_factory=deque)
+    """When its calls may come."""
 
 
 class Line:
@@ -60,11 +60,13 @@ class Line:
 
     Its time stands still where one whose turn has come finds no room: those behind it would find none either,
     and be turned away again and again; and who comes late would lose its place to them.
+
+    Whether one who comes before its time has one more call, or the same one again, isn't told: see `most`.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._places: OrderedDict[Hashable, _Place] = OrderedDict()
+        self._places: OrderedDict[Hashable, _Places] = OrderedDict()
         self._still = 0.0
         """Seconds for which it has stood still ..."""
         self._still_until = clock()
@@ -78,33 +80,35 @@ class Line:
 
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
-        place = self._place(who)
-        return not self.stands or (place is not None and place.at <= self._now)
+        places = self._of(who)
+        return not self.stands or (places is not None and places.at[0] <= self._now)
 
-    def stand(self, who: Hashable, first: float, lasts: float) -> float:
-        """Seconds until `who` may come back; whoever has a place already keeps it.
+    def stand(self, who: Hashable, first: float, lasts: float, most: int = 1) -> float:
+        """Seconds until `who` may come back; whoever has as many as `most` places already keeps them.
 
         `first` is when there would be room if nobody else waited, `lasts` what the queue needs to take in
         what `who` has; both in seconds.
         """
-        place, now, first = self._place(who), self._now, min(first, LONGEST_S)
-        if place is None:
-            self.leave(who)
-            place = self._places[who] = _Place(min(max(self._end, now + first), now + LONGEST_S), now)
-            self._end = place.at + lasts
-            if len(self._places) > MOST_STANDING:
-                self._places.popitem(last=False)
-        after = place.at - now
-        if after <= 0:
+        places, now, first = self._of(who), self._now, min(first, LONGEST_S)
+        if places is not None and places.at[0] <= now:
             after = first
             self._stand_still(first)
-            place.at = min(place.at, self._now)
-        place.heard = self._now
+            places.at[0] = min(places.at[0], self._now)
+        else:
+            places = places or self._begin(who)
+            if len(places.at) < most:
+                places.at.append(min(max(self._end, now + first), now + LONGEST_S))
+                self._end = places.at[-1] + lasts
+            after = places.at[-1] - now
+        places.heard = self._now
         return min(max(LEAST_S, after), LONGEST_S)
 
     def leave(self, who: Hashable) -> None:
-        """It has been let in."""
-        self._places.pop(who, None)
+        """A call of its has been let in."""
+        if who in self._places:
+            self._places[who].at.popleft()
+            if not self._places[who].at:
+                del self._places[who]
 
     @property
     def _now(self) -> float:
@@ -116,7 +120,13 @@ class Line:
         self._still += max(0.0, now + seconds - max(now, self._still_until))
         self._still_until = max(self._still_until, now + seconds)
 
-    def _place(self, who: Hashable) -> _Place | None:
-        """Its place, which is lost by staying away for so long."""
-        place = self._places.get(who)
-        return None if place is None or self._now - max(place.at, place.heard) > LONGEST_S else place
+    def _begin(self, who: Hashable) -> _Places:
+        self._places.pop(who, None)
+        if len(self._places) == MOST_STANDING:
+            self._places.popitem(last=False)
+        return self._places.setdefault(who, _Places(self._now))
+
+    def _of(self, who: Hashable) -> _Places | None:
+        """Its places, which are lost by staying away for so long."""
+        places = self._places.get(who)
+        return None if places is None or self._now - max(places.at[-1], places.heard) > LONGEST_S else places

@@ -18,6 +18,9 @@ SPARE = 8
 """An eighth is there beyond each bound, for those who have no more than an eighth of what is left with it."""
 MARGIN = 1.25
 """What comes before a call may take so much longer than is thought, and the call is still in time."""
+OUTSIDE = 4
+"""Behind one name may stand many, a gateway's callers or a team's: for each of its calls that is here, so
+many more have places of their own in the line."""
 RETRY_AFTER_S = 0.5
 """Before it is known how fast the queue empties."""
 
@@ -178,12 +181,17 @@ class Room:
     def _whole_calls(self, who: Who) -> int:
         return sum(_whole(held, of) for of, held in self._by_size[who].items())
 
+    def _calls(self, who: Who | None) -> int:
+        sizes = self._by_size.get(who, _NONE) if who else _NONE
+        return sum(_whole(held, of) // of for of, held in sizes.items())
+
     def _full(self, items: int, tokens: int, size: int, who: Who | None) -> Overloaded:
         rate, after = self._drain.rate, RETRY_AFTER_S
         if rate is not None:
             there = self._with(items, tokens, size)
             over = max((each - most) / max(each, 1) for each, most in zip(there, self._most, strict=True))
-            after = self._line.stand(who, max(0.0, over) * there[0] / rate, items / rate)
+            first, lasts = max(0.0, over) * there[0] / rate, items / rate
+            after = self._line.stand(who, first, lasts, most=1 + OUTSIDE * self._calls(who))
         words = f"{self.items} items of {self.tokens} tokens wait already, in {self.bytes} bytes"
         return Overloaded(f"{words}; try again later", after)
 

@@ -122,6 +122,23 @@ def test_who_was_let_in_stands_at_the_end_next_time(clock):
     assert line.stand("a", 0.5, 5.0) == 10.0
 
 
+def test_a_name_behind_which_many_stand_has_several_places(clock):
+    line = Line(clock)
+    assert [line.stand("many", 1.0, 2.0, most=3) for _ in range(5)] == [1.0, 3.0, 5.0, 5.0, 5.0]
+    assert line.stand("one", 1.0, 2.0) == 7.0
+    clock.now += 3.0
+    line.leave("many")
+    assert line.lets("many")
+    line.leave("many")
+    assert not line.lets("many")
+    assert line.stand("many", 1.0, 2.0, most=3) == 6.0
+    clock.now += 2.0
+    assert [line.lets("many"), line.lets("one")] == [True, False]
+    assert line.stand("many", 0.5, 2.0, most=3) == 0.5, "one's turn has come, and gives it no other place"
+    line.leave("many")
+    assert line.stand("many", 0.5, 2.0, most=3) == 6.5
+
+
 def test_those_who_never_come_hold_up_nobody_for_long(clock):
     line = Line(clock)
     line.stand("gone", 1.0, 5.0)
