@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Clock = Callable[[], float]
 
@@ -46,13 +46,13 @@ class Drain:
 
 
 @dataclass(slots=True)
-class _Places:
-    """Of one who was turned away; in the line's own time."""
+class _Place:
+    """Of a call that was turned away; in the line's own time."""
 
+    at: float
+    """When it may come."""
     heard: float
-    """When it was last here."""
-    at: deque[float] = field(default_factory=deque)
-    """When its calls may come."""
+    """When it last did; or may first."""
 
 
 class Line:
@@ -66,7 +66,8 @@ class Line:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._places: OrderedDict[Hashable, _Places] = OrderedDict()
+        self._places: OrderedDict[Hashable, list[_Place]] = OrderedDict()
+        """Of each one at least; the first is the next."""
         self._still = 0.0
         """Seconds for which it has stood still ..."""
         self._still_until = clock()
@@ -80,8 +81,9 @@ class Line:
 
     def lets(self, who: Hashable) -> bool:
         """Whether nobody has been told to come before `who`."""
-        places = self._of(who)
-        return not self.stands or (places is not None and places.at[0] <= self._now)
+        now = self._now
+        places = self._of(who, now)
+        return self._end <= now or bool(places and places[0].at <= now)
 
     def stand(self, who: Hashable, first: float, lasts: float, most: int = 1) -> float:
         """Seconds until `who` may come back; whoever has as many as `most` places already keeps them.
@@ -89,44 +91,47 @@ class Line:
         `first` is when there would be room if nobody else waited, `lasts` what the queue needs to take in
         what `who` has; both in seconds.
         """
-        places, now, first = self._of(who), self._now, min(first, LONGEST_S)
-        if places is not None and places.at[0] <= now:
+        now, first = self._now, min(first, LONGEST_S)
+        places = self._of(who, now)
+        if places and places[0].at <= now:
             after = first
-            self._stand_still(first)
-            places.at[0] = min(places.at[0], self._now)
+            earlier = self._stand_still(now, first)
+            places[0].at, places[0].heard = min(places[0].at, earlier), earlier
         else:
-            places = places or self._begin(who)
-            if len(places.at) < most:
-                places.at.append(min(max(self._end, now + first), now + LONGEST_S))
-                self._end = places.at[-1] + lasts
-            after = places.at[-1] - now
-        places.heard = self._now
+            if len(places) < most:
+                at = min(max(self._end, now + first), now + LONGEST_S)
+                self._end = at + lasts
+                places = self._keep(who, [*places, _Place(at, at)])
+            after = places[-1].at - now
         return min(max(LEAST_S, after), LONGEST_S)
 
     def leave(self, who: Hashable) -> None:
         """A call of its has been let in."""
-        if who in self._places:
-            self._places[who].at.popleft()
-            if not self._places[who].at:
-                del self._places[who]
+        self._keep(who, self._places.get(who, [])[1:])
 
     @property
     def _now(self) -> float:
         return self._clock() - self._still
 
-    def _stand_still(self, seconds: float) -> None:
-        """From now on, where it doesn't already."""
-        now = self._clock()
-        self._still += max(0.0, now + seconds - max(now, self._still_until))
-        self._still_until = max(self._still_until, now + seconds)
+    def _stand_still(self, now: float, seconds: float) -> float:
+        """From now on, where it doesn't already. Returns its own time, which is earlier then."""
+        until = now + self._still + seconds
+        more = min(seconds, max(0.0, until - self._still_until))
+        self._still += more
+        self._still_until = max(self._still_until, until)
+        return now - more
 
-    def _begin(self, who: Hashable) -> _Places:
-        self._places.pop(who, None)
-        if len(self._places) == MOST_STANDING:
+    def _of(self, who: Hashable, now: float) -> list[_Place]:
+        """Its places; each is lost by staying away for so long."""
+        places = self._places.get(who, [])
+        return self._keep(who, [place for place in places if now - place.heard <= LONGEST_S])
+
+    def _keep(self, who: Hashable, places: list[_Place]) -> list[_Place]:
+        """It has these from now on."""
+        if not places:
+            self._places.pop(who, None)
+            return places
+        if who not in self._places and len(self._places) == MOST_STANDING:
             self._places.popitem(last=False)
-        return self._places.setdefault(who, _Places(self._now))
-
-    def _of(self, who: Hashable) -> _Places | None:
-        """Its places, which are lost by staying away for so long."""
-        places = self._places.get(who)
-        return None if places is None or self._now - max(places.at[-1], places.heard) > LONGEST_S else places
+        self._places[who] = places
+        return places

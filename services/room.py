@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from services.errors import Overloaded
@@ -167,23 +167,22 @@ class Room:
         if rate is None or who is None:
             return 0.0
         whole = self._line.stands
-        own = sum(
-            (_whole(held, of) if whole else held) * min(1.0, items / of)
-            for of, held in self._by_size.get(who, _NONE).items()
-        )
+        own = sum(here * min(1.0, items / of) for of, here in self._items_of(who, whole).items())
         others = (
-            min(self._whole_calls(other) if whole else held, (own + items) * other[1] / who[1])
-            for other, held in self._held.items()
+            min(sum(self._items_of(other, whole).values()), (own + items) * other[1] / who[1])
+            for other in self._held
             if other != who
         )
         return (own + sum(others)) / rate
 
-    def _whole_calls(self, who: Who) -> int:
-        return sum(_whole(held, of) for of, held in self._by_size[who].items())
+    def _items_of(self, who: Who, whole: bool) -> Mapping[int, int]:
+        """By how many came in one call; all of those whose call isn't at its end, if it is to be `whole`."""
+        held = self._by_size.get(who, _NONE)
+        return {of: of * calls for of, calls in self._calls(who).items()} if whole else held
 
-    def _calls(self, who: Who | None) -> int:
-        sizes = self._by_size.get(who, _NONE) if who else _NONE
-        return sum(_whole(held, of) // of for of, held in sizes.items())
+    def _calls(self, who: Who) -> dict[int, int]:
+        """How many have an item here; by how many came in one."""
+        return {of: math.ceil(held / of) for of, held in self._by_size.get(who, _NONE).items()}
 
     def _full(self, items: int, tokens: int, size: int, who: Who | None) -> Overloaded:
         rate, after = self._drain.rate, RETRY_AFTER_S
@@ -191,7 +190,8 @@ class Room:
             there = self._with(items, tokens, size)
             over = max((each - most) / max(each, 1) for each, most in zip(there, self._most, strict=True))
             first, lasts = max(0.0, over) * there[0] / rate, items / rate
-            after = self._line.stand(who, first, lasts, most=1 + OUTSIDE * self._calls(who))
+            calls = sum(self._calls(who).values()) if who else 0
+            after = self._line.stand(who, first, lasts, most=1 + OUTSIDE * calls)
         words = f"{self.items} items of {self.tokens} tokens wait already, in {self.bytes} bytes"
         return Overloaded(f"{words}; try again later", after)
 
@@ -215,11 +215,6 @@ class HasRoom:
     def waiting_bytes(self) -> int:
         """Bytes of the messages that they came in."""
         return self.room.bytes
-
-
-def _whole(held: int, of: int) -> int:
-    """Items of the calls, `of` so many each, that these are the rest of."""
-    return math.ceil(held / of) * of
 
 
 def shares(size: int, count: int) -> list[int]:

@@ -159,6 +159,21 @@ def test_a_place_is_kept_by_asking_again_and_lost_by_staying_away(clock):
     assert line.stand("away", 1.0, 1.0) == 11.0
 
 
+def test_of_those_behind_a_name_who_give_up_the_places_are_lost_each_by_its_own_time(clock):
+    """They would let in those who come later, before others."""
+    line = Line(clock)
+    assert [line.stand("many", 1.0, 20.0, most=3) for _ in range(3)] == [1.0, 21.0, 41.0]
+    line.stand("bulk", 1.0, 1e6)
+    for _ in range(5):
+        clock.now += 20.0
+        line.stand("many", 1.0, 20.0, most=3)
+    # One still comes and keeps a place; the second's time was more than a minute ago, the third's wasn't.
+    for _ in range(2):
+        assert line.lets("many")
+        line.leave("many")
+    assert not line.lets("many")
+
+
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1e6), st.floats(0, 1e6)), max_size=60))
 def test_nobody_is_told_never_or_at_once(calls):
     line = Line(Clock())
