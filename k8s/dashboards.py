@@ -73,9 +73,9 @@ TRAINING: Rows = {
     ),
     "Where does a step's time go?": (
         Chart("Phases of a step", "On top of each other, though score and reference are asked at once.",
-              {name: ppo(f"time_{name}") for name in ("generate", "score", "reference", "learn", "push")},
+              {name: ppo(f"{name}_seconds") for name in ("generate", "score", "reference", "learn", "push")},
               "s", stacked=True),
-        Chart("Step", "Wall time of the last iteration.", {"seconds": ppo("seconds_per_step")}, "s"),
+        Chart("Step", "Wall time of the last iteration.", {"seconds": ppo("step_seconds")}, "s"),
         Chart("Weights pushed", "To all replicas together, in each iteration.",
               {"bytes": ppo("push_bytes")}, "bytes"),
         Chart("Throughput", "Response tokens of the whole iteration.",

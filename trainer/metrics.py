@@ -1,6 +1,7 @@
 """A run's metrics: one table of names, exported to Prometheus and to `metrics.jsonl`.
 
-    objective/kl  →  gauge plaudit_ppo_objective_kl  and  {"step": 3, "time": …, "objective/kl": 4.2}
+    objective/kl   →  gauge plaudit_ppo_objective_kl   and  {"step": 3, "time": …, "objective/kl": 4.2}
+    time/generate  →  gauge plaudit_ppo_generate_seconds
 
 The process's own figures (resident memory, open files, …) come with prometheus-client's names, versions and
 weights under the names that the services have.
@@ -9,6 +10,7 @@ file holds their values so far. PPO's names are TRL's where TRL has them; RECIPE
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,7 +171,11 @@ TABLES: Mapping[Stage, tuple[Metric, ...]] = {"sft": SFT, "reward_model": REWARD
 
 
 def prometheus_name(stage: Stage, name: str) -> str:
-    """`plaudit_<stage>_` and the name with "/" as "_"; counters are exported with `_total` behind it."""
+    """`plaudit_<stage>_` and the name with "/" as "_"; `time/x` and `seconds_per_x` are `x_seconds`.
+
+    Counters are exported with `_total` behind it.
+    """
+    name = re.sub(r"^(?:time/|seconds_per_)(.+)", r"\1_seconds", name)
     return f"plaudit_{stage}_{name.replace('/', '_')}"
 
 

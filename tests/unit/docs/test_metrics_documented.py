@@ -23,6 +23,7 @@ from services.rpc.server import ServerOptions, start_server
 from trainer.metrics import TABLES, RunMetrics, prometheus_name
 
 PAGE = sections((DOCS / "metrics.md").read_text(encoding="utf-8"))
+GATEWAY = sections((DOCS / "http.md").read_text(encoding="utf-8"))["Operations"]
 PROCESS = "process_"
 OF_EVERY_STAGE = {"plaudit_build_info"}
 OF_STAGES_THAT_PUSH = {"plaudit_model_info", "plaudit_model_step"}
@@ -146,6 +147,17 @@ def test_a_stages_two_names_are_of_one_metric(heading):
     assert said == expected
 
 
+OF_SERVICES = [row for heading in ("Every service", *SERVICES) for row in rows(PAGE[heading])] + rows(GATEWAY)
+OF_STAGES = [row for heading in STAGES for row in rows(PAGE[heading])]
+
+
 def test_each_metric_says_its_unit_and_meaning():
-    tables = [row for heading in (*SERVICES, *STAGES, "Every service") for row in rows(PAGE[heading])]
-    assert all(row[-2] and row[-1] for row in tables)
+    assert all(row[-2] and row[-1] for row in OF_SERVICES + OF_STAGES)
+
+
+@pytest.mark.parametrize("unit", ["seconds", "bytes"])
+def test_names_end_in_their_base_unit(unit):
+    named = [(row[0], row[-2]) for row in OF_SERVICES] + [(row[1], row[-2]) for row in OF_STAGES]
+    for cell, said in named:
+        for name in expand(codes(cell)[0]):
+            assert name.removesuffix("_total").endswith(f"_{unit}") == (unit in said), name
