@@ -10,7 +10,7 @@
     ├── WrongWeights       70  a service answers with other weights than it must (trainer.ppo.run)
     ├── NotFinite          70  losses or gradients stay NaN or infinite
     ├── CheckpointError    70  a checkpoint can't be read
-    ├── RunHeld            75  another process writes to the run's folder; start again when it has ended
+    ├── RunHeld            75  another process has the run's folder or policy; start again when it has ended
     ├── DiskUnusable       75  the disk was full or read-only for too long; start again when it is mended
     └── Stopped            75  stopped by SIGTERM after a checkpoint; start again with --resume
         └── StoppedByCall   0  stopped by StopRun after a checkpoint, as somebody wished
@@ -81,7 +81,7 @@ class DiskUnusable(TrainerError):
 
 
 class RunHeld(TrainerError):
-    """Another process writes to the run's folder; the message says which, and on what host."""
+    """Another process writes to the run's folder, or drives its policy; the message says which."""
 
     exit_code = 75
 

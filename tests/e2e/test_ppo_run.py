@@ -325,7 +325,7 @@ def test_a_second_trainer_exits_and_says_who_was_first(ppo, cluster, services, c
     spec = {"holderIdentity": "pod-9_other", "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "now"}
     cluster.put("leases", {"metadata": {"name": "plaudit-policy-trainer"}, "spec": spec})
     policy = "kubernetes:///plaudit-policy:grpc"
-    assert ppo("services.connect_timeout=3.0", name="second", policy=policy) == 69
+    assert ppo("services.connect_timeout=3.0", name="second", policy=policy) == 75
     assert "services.policy: kubernetes:///plaudit-policy:grpc: another trainer, pod-9_other" in (
         capsys.readouterr().err
     )

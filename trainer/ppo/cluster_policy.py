@@ -10,7 +10,7 @@ from trainer.cluster.calls import Cluster, open_cluster
 from trainer.cluster.endpoints import EndpointWatch
 from trainer.cluster.errors import ApiUnreachable, ClusterError
 from trainer.cluster.lease import Lease, LeaseHeld
-from trainer.errors import ConfigError, ServiceUnreachable
+from trainer.errors import ConfigError, RunHeld, ServiceUnreachable
 from trainer.ppo.run_sections import CLUSTER_SCHEME, ServicesSection
 from trainer.stopping import StopSignal
 
@@ -50,8 +50,8 @@ def watch_pods(target: str) -> EndpointWatch:
 def sole_trainer(services: ServicesSection, run_id: str, stop: StopSignal) -> Iterator[None]:
     """Holds the Lease on a policy in a cluster, so that no other trainer pushes to it; nothing elsewhere.
 
-    Waits `services.connect_timeout` for another trainer to end, and raises ServiceUnreachable then, Stopped
-    if the run is to stop. A Lease that somebody takes stops the run.
+    Waits `services.connect_timeout` for another trainer to end, and raises RunHeld then, or Stopped if this
+    run is to stop. A Lease that somebody takes stops the run.
     """
     target = services.policy[0]
     if not target.startswith(CLUSTER_SCHEME):
@@ -66,7 +66,7 @@ def sole_trainer(services: ServicesSection, run_id: str, stop: StopSignal) -> It
         except LeaseHeld as held:
             if stop.requested:
                 raise stop.error(str(held)) from held
-            raise ServiceUnreachable(f"services.policy: {target}: {held}") from held
+            raise RunHeld(f"services.policy: {target}: {held}") from held
     try:
         yield
     finally:

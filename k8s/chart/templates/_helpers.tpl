@@ -5,7 +5,7 @@
 {{- define "plaudit.gatewayImage" -}}
 {{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
 {{- with .Values.gateway.image -}}
-{{ .repository | default $.Values.image.repository }}:{{ .tag | default $tag }}
+{{ .repository | default (print $.Values.image.repository .suffix) }}:{{ .tag | default $tag }}
 {{- end }}
 {{- end }}
 
@@ -238,7 +238,8 @@ initContainers:
   - name: wait-for-models
     image: {{ include "plaudit.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [sh, -c, "until [ -e /models/reward ]; do sleep 2; done"]
+    terminationMessagePolicy: FallbackToLogsOnError
+    command: [sh, -c, "trap 'exit 143' TERM; until [ -e /models/reward ]; do sleep 2; done"]
     resources:
       requests: {cpu: 10m, memory: 16Mi}
       limits: {cpu: 100m, memory: 16Mi}

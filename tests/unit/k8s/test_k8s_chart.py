@@ -19,6 +19,7 @@ from manifests import (
     templates,
 )
 from test_k8s_commands import parsed
+from test_k8s_network import DNS, assert_ports_are_there, beside, edges
 from test_k8s_renders import NEWEST, OLDEST, validated
 
 import plaudit
@@ -38,7 +39,7 @@ OPTIONS = {  # values → the components that they stand for
     "autoscaling.by=keda": ("autoscaling-keda",),
     "gpu.enabled=true": ("gpu",),
     "gpu.enabled=true,vllm.enabled=true": ("gpu", "vllm-policy"),
-    "gateway.image.repository=plaudit-gateway": ("light-gateway",),
+    "gateway.image.suffix=-gateway": ("light-gateway",),
     "monitoring.enabled=true": ("monitoring",),
     "monitoring.enabled=true,tls.enabled=true": ("tls", "monitoring-tls"),
     "networkPolicies.enabled=true": ("network-policies",),
@@ -125,13 +126,17 @@ def test_helm_test_asks_every_service_and_may():
     (container,) = pod["spec"]["containers"]
     command, *arguments = [*container["command"], *container["args"]]
     assert command == "plaudit" and arguments[0] == "status"
+    asked = set()
     for address in (each for each in arguments[1:] if ":" in each):
         host, _, port = address.partition(":")
         assert named(found, "Service", host)["spec"]["ports"][0]["port"] == int(port)
+        asked.add(("test", host.removeprefix("plaudit-"), int(port)))
     assert {"name": "PLAUDIT_TOKEN_FILE", "value": "/token/token"} in container["env"]
     assert {"name": "token", "mountPath": "/token", "readOnly": True} in container["volumeMounts"]
-    allowed = [each["spec"]["policyTypes"] for each in of_kind(found, "NetworkPolicy") if is_hook(each)]
-    assert sorted(allowed) == [["Egress"], ["Ingress"]]
+    found = beside(found, pod)
+    assert {edge for edge in edges(found, "ingress") if "test" in edge} == asked
+    assert {edge for edge in edges(found, "egress") if "test" in edge} == {*asked, ("test", DNS, 53)}
+    assert_ports_are_there(found)
 
 
 def test_its_pod_is_as_restricted_as_the_others():
@@ -165,6 +170,7 @@ def test_image_and_tag_reach_every_container():
         ("gateway.image.repository=mirror.example.com/light", "mirror.example.com/light:0.1.0"),
         ("gateway.image.tag=0.3.0,image.tag=0.2.0", "plaudit:0.3.0"),
         ("gateway.image.repository=plaudit-gateway,image.tag=0.2.0", "plaudit-gateway:0.2.0"),
+        ("gateway.image.suffix=-light,image.repository=example.com/p", "example.com/p-light:0.1.0"),
     ],
 )
 def test_the_gateway_may_have_an_image_of_its_own(values, expected):

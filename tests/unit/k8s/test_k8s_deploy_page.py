@@ -156,3 +156,9 @@ def test_no_service_and_no_policy_takes_it_for_one_of_ours():
     labels = loader()["metadata"]["labels"]
     for each in of_kind(objects("production"), "Service"):
         assert not each["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_pod_to_copy_through_is_labelled_as_all_are():
+    volume = named(objects("cpu"), "PersistentVolumeClaim", "plaudit-models")["metadata"]["labels"]
+    own = {"app.kubernetes.io/name": "load-models", "app.kubernetes.io/managed-by": "kubectl"}
+    assert loader()["metadata"]["labels"] == volume | own

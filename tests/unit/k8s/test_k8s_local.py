@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from signal import SIGTERM
 
 import assets
 import models
@@ -45,6 +47,23 @@ def test_all_who_read_models_wait_for_them():
         mounts = [mount for each in spec["containers"] for mount in each["volumeMounts"]]
         reads = any(mount["name"] == "models" and mount.get("readOnly") for mount in mounts)
         assert reads == ("initContainers" in spec), name
+
+
+def test_a_pod_that_waits_for_models_goes_when_it_is_told_to():
+    """It is the container's first process, which the kernel spares a signal that it has no handler for."""
+    for name, template in templates(objects("local")):
+        for each in template["spec"].get("initContainers", ()):
+            with subprocess.Popen(each["command"]) as waiting:
+                time.sleep(0.5)
+                waiting.terminate()
+                assert waiting.wait(10) == 128 + SIGTERM, name
+
+
+def test_no_pod_of_a_service_puts_an_end_to_the_run():
+    """A second replica, or the next one while the last still ends, has no room beside the trainer."""
+    serving = named(objects("local"), "PriorityClass", "plaudit-serving")
+    assert serving["preemptionPolicy"] == "Never"
+    assert "preemptionPolicy" not in named(objects("cpu"), "PriorityClass", "plaudit-serving")
 
 
 def test_one_node_needs_one_writer_at_a_time():

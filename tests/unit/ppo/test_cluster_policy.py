@@ -5,7 +5,7 @@ import pytest
 from trainer.cluster.calls import Cluster
 from trainer.cluster.errors import ApiUnreachable, NotAllowed
 from trainer.cluster.lease import Lease, LeaseHeld
-from trainer.errors import ConfigError, ServiceUnreachable, Stopped
+from trainer.errors import ConfigError, RunHeld, ServiceUnreachable, Stopped
 from trainer.ppo import cluster_policy
 from trainer.ppo.cluster_policy import ClusterService, sole_trainer, watch_pods
 from trainer.ppo.run_sections import ServicesSection
@@ -102,7 +102,7 @@ def test_named_replicas_need_no_lease(answers):
         pass
 
 
-@pytest.mark.parametrize(("stopping", "error"), [(False, ServiceUnreachable), (True, Stopped)])
+@pytest.mark.parametrize(("stopping", "error"), [(False, RunHeld), (True, Stopped)])
 def test_a_lease_that_stays_with_another_ends_the_run(stopping, error, answers, monkeypatch):
     answers(AssertionError("not asked"))
 
