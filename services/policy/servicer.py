@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from plaudit.v1 import policy_pb2, policy_pb2_grpc
 from services.policy import convert
 from services.policy.dataplane import PolicyDataPlane
-from services.rpc.calls import deadline_of
+from services.rpc.callers import deadline_of
 from services.rpc.quotas import charged
 from services.rpc.readable import request_size
 

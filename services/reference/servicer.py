@@ -7,7 +7,7 @@ from services.batching import Caller
 from services.reference import convert
 from services.reference.dataplane import ReferenceDataPlane
 from services.reference.metrics import ReferenceMetrics
-from services.rpc.calls import caller_of, deadline_of
+from services.rpc.callers import caller_of, deadline_of
 from services.rpc.quotas import charged
 from services.rpc.readable import request_size
 

@@ -12,7 +12,7 @@ from services.reward import answers, oip_convert
 from services.reward.interface import Options, score
 from services.reward.metrics import RewardMetrics
 from services.reward.models import RewardModels
-from services.rpc.calls import caller_of, deadline_of
+from services.rpc.callers import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
 from services.rpc.metrics import release
 from services.rpc.quotas import charge

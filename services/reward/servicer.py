@@ -11,7 +11,7 @@ from services.reward.metrics import RewardMetrics
 from services.reward.models import RewardModels
 from services.reward.ranking import preference
 from services.reward.stream import ScoreStreamCall
-from services.rpc.calls import caller_of, deadline_of
+from services.rpc.callers import caller_of, deadline_of
 from services.rpc.interceptors import Readiness
 from services.rpc.readable import request_size
 from services.rpc.tracing import note

@@ -185,7 +185,7 @@ class Access(CallInterceptor):
         yield
 
     def received(self, call: Call, request: object) -> None:
-        """Looks again in a stream; the one message of other calls comes before `around`."""
+        """Looks again in a stream; the one message of other calls is asked for by leave of `around`."""
         if call.asks_by_stream:
             self._look_again(call)
 

@@ -2,16 +2,16 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from grpc import aio
 
-from services.rpc.tokens import identity
+from services.errors import InvalidInput, Silent
 
 if TYPE_CHECKING:  # not subscriptable at runtime
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -25,9 +25,6 @@ KINDS: dict[tuple[bool, bool], tuple[str, str, Callable[..., "Handler"]]] = {
     (True, True): ("bidi_stream", "stream_stream", grpc.stream_stream_rpc_method_handler),
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-CALLER_KEY = "x-plaudit-caller"
-MAX_CALLER = 640
-"""Characters of a caller's name that count: issuer, subject, and a name that a client may give."""
 
 
 class CallerLeft(asyncio.CancelledError):
@@ -75,32 +72,6 @@ class Call:
         if error is not None and not was_ended and not isinstance(error, aio.AbortError):
             return grpc.StatusCode.INTERNAL
         return code if isinstance(code, grpc.StatusCode) else _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)
-
-
-def deadline_of(context: "Context") -> float | None:
-    """The `time.monotonic()` at which the caller gives up; None if it never does."""
-    remaining = context.time_remaining()  # None at runtime without a deadline, whatever its annotation says
-    return None if remaining is None else time.monotonic() + remaining
-
-
-def caller_of(context: "Context") -> str:
-    """Whose call it is, for sharing fairly: who it is shown to be, and nobody else by names that it gives.
-
-    Whom it names is a caller, too, where it speaks for others. Where nobody is asked, or all show the same
-    token, it is the name given, else the connection.
-    """
-    told = _told_caller(context)
-    found = identity.get()
-    if found is None or not found.name:
-        return told or str(context.peer())
-    return found.name_of(told)
-
-
-def _told_caller(context: "Context") -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == CALLER_KEY and isinstance(value, str):
-            return value[:MAX_CALLER]
-    return ""
 
 
 class CallInterceptor:
@@ -161,20 +132,28 @@ class Around(aio.ServerInterceptor):
 class Chain(Around):
     """Stands interceptors around every call, the first outermost. One of them has to read the requests:
 
-    gRPC leaves the bytes as they are, or whoever is turned away would have them parsed before.
+    gRPC leaves the bytes as they are, or whoever is turned away would have them parsed before; and it leaves
+    them on the connection, or anybody could fill the memory with what nobody asked for. So each method takes
+    a stream from gRPC, of one message where it has only one.
     """
 
-    def __init__(self, interceptors: Sequence[CallInterceptor | Intake]) -> None:
+    def __init__(self, interceptors: Sequence[CallInterceptor | Intake], arrives_s: float = 60.0) -> None:
+        """A call's one message has to be there within `arrives_s` after the call was let in."""
         super().__init__()
         self._interceptors = interceptors
+        self._arrives_s = arrives_s
 
     def wrap(self, handler: "Handler", path: str) -> "Handler":
         """With all interceptors around it."""
-        return _wrap(self._interceptors, handler, path)
+        return _wrap(self._interceptors, self._arrives_s, handler, path)
 
 
-def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", path: str) -> "Handler":
-    kind, attribute, make = KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+def _wrap(
+    interceptors: Sequence[CallInterceptor | Intake], arrives_s: float, handler: "Handler", path: str
+) -> "Handler":
+    by_stream, responds_by_stream = bool(handler.request_streaming), bool(handler.response_streaming)
+    kind, attribute, _ = KINDS[by_stream, responds_by_stream]
+    _, _, make = KINDS[True, responds_by_stream]
     behaviour = getattr(handler, attribute)
     _, service, method = path.split("/", 2)
     yields = inspect.isasyncgenfunction(behaviour)
@@ -183,10 +162,13 @@ def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", 
         return behaviour(request, call.context)
 
     inner: Callable[[object, Call], Any] = inmost
+    if not by_stream:
+        arrived = _arriving(interceptors, handler.request_deserializer, arrives_s)
+        inner = (_generating_of_one if yields else _running_of_one)(arrived, inner)
     for each in reversed(interceptors):
         if isinstance(each, CallInterceptor):
             inner = (_generating if yields else _running)(each, inner)
-        elif take := each.taking(handler.request_deserializer, bool(handler.request_streaming)):
+        elif by_stream and (take := each.taking(handler.request_deserializer, by_stream)):
             inner = _taking(take, inner)
 
     async def run(request: object, context: "Context") -> object:
@@ -198,6 +180,66 @@ def _wrap(interceptors: Sequence[CallInterceptor | Intake], handler: "Handler", 
                 yield response
 
     return make(generate if yields else run, None, handler.response_serializer)
+
+
+def _arriving(
+    interceptors: Sequence[CallInterceptor | Intake], read: "Reader", arrives_s: float
+) -> Callable[[Call], Awaitable[object]]:
+    """Waits for a call's one message, and shows it to each in turn."""
+    steps: list[Callable[[Any, Call], object]] = []
+    for each in interceptors:
+        if isinstance(each, CallInterceptor):
+            if _looks(each):
+                steps.append(partial(_shown_to, each))
+        elif take := each.taking(read, False):
+            steps.append(partial(_taken_by, take))
+
+    async def arrived(call: Call) -> object:
+        request: object = await _one_message(call.context, arrives_s)
+        for step in steps:
+            request = step(request, call)
+        return request
+
+    return arrived
+
+
+async def _one_message(context: "Context", seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            request = await context.read()
+    except TimeoutError:
+        raise Silent(f"the request wasn't there, whole, after {seconds:g} s; send it again") from None
+    if request is aio.EOF:
+        raise InvalidInput.at("request", "there is none; send one message")
+    return cast(bytes, request)
+
+
+def _shown_to(interceptor: CallInterceptor, request: object, call: Call) -> object:
+    interceptor.received(call, request)
+    return request
+
+
+def _taken_by(take: Callable[[Any], object], request: object, call: Call) -> object:
+    return take(request)
+
+
+def _running_of_one(
+    arrived: Callable[[Call], Awaitable[object]], inner: Callable[..., Any]
+) -> Callable[..., Any]:
+    async def run(request: object, call: Call) -> object:
+        return await inner(await arrived(call), call)
+
+    return run
+
+
+def _generating_of_one(
+    arrived: Callable[[Call], Awaitable[object]], inner: Callable[..., Any]
+) -> Callable[..., Any]:
+    async def generate(request: object, call: Call) -> AsyncIterator[object]:
+        async for response in inner(await arrived(call), call):
+            yield response
+
+    return generate
 
 
 def _taking(take: Callable[[Any], object], inner: Callable[[object, Call], Any]) -> Callable[..., Any]:
@@ -237,13 +279,14 @@ def _generating(interceptor: CallInterceptor, inner: Callable[[object, Call], An
 
 
 def _seen(interceptor: CallInterceptor, request: object, call: Call) -> object:
-    """The request, or the stream of requests, whose messages the interceptor sees."""
-    if not call.asks_by_stream:
-        interceptor.received(call, request)
-        return request
-    if type(interceptor).received is CallInterceptor.received:
+    """The stream of requests, whose messages the interceptor sees; a call's one message is shown to it."""
+    if not call.asks_by_stream or not _looks(interceptor):
         return request
     return _counted(interceptor, call, cast(AsyncIterator[object], request))
+
+
+def _looks(interceptor: CallInterceptor) -> bool:
+    return type(interceptor).received is not CallInterceptor.received
 
 
 async def _counted(

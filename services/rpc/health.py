@@ -15,6 +15,9 @@ from grpc_health.v1.health_pb2 import (  # type: ignore[import-untyped]
 if TYPE_CHECKING:
     from services.rpc.calls import Context
 
+MOST_WATCHERS = 1000
+"""Who may watch is anybody, and each costs some memory for as long as it does."""
+
 
 class Health:
     """The health service of one server."""
@@ -42,7 +45,9 @@ class _HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._statuses = {"": HealthCheckResponse.SERVING}
         self._changed = asyncio.Event()
-        """Set at the next change, which puts a new one in its place: watchers share nothing else."""
+        """Set at the next change, which puts a new one in its place: watchers share nothing else ..."""
+        self._watchers = 0
+        """... but their number."""
 
     def set(self, names: Sequence[str], status: int) -> None:
         """Tells whoever watches one of these."""
@@ -61,13 +66,20 @@ class _HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     ) -> AsyncIterator[HealthCheckResponse]:
         """How it stands now, and from then on each time that it has changed, until the watcher leaves.
 
-        Of changes that follow each other faster than they can be sent, the last is told.
+        Of changes that follow each other faster than they can be sent, the last is told. RESOURCE_EXHAUSTED
+        where too many watch already.
         """
-        told = None
-        while True:
-            changed = self._changed  # before the look: what changes after it isn't missed
-            status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
-            if status != told:
-                yield HealthCheckResponse(status=status)
-                told = status
-            await changed.wait()
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; use Check")
+        self._watchers += 1
+        try:
+            told = None
+            while True:
+                changed = self._changed  # before the look: what changes after it isn't missed
+                status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+                if status != told:
+                    yield HealthCheckResponse(status=status)
+                    told = status
+                await changed.wait()
+        finally:
+            self._watchers -= 1

@@ -110,6 +110,8 @@ class ServerOptions:
     """Whether reflection and channelz are there."""
     log_texts: bool = False
     """Whether prompts, responses and what faults say of them are in log and traces."""
+    arrives_s: float = 60.0
+    """Seconds in which a call's request, where it has only one, has to be there."""
     unread_s: float = 60.0
     """Seconds that a response of a stream waits for its reader before the stream is cut off."""
     silent_s: float = 300.0

@@ -64,6 +64,8 @@ CHANNEL_OPTIONS = (
     # that never sent its request; our clients' longest is one hour.
     ("grpc.max_connection_age_grace_ms", 7_200_000),
 )
+MAX_HEALTH_BYTES = 4096
+"""Of a message to the port that has nothing but health: it is open to all, and names are short."""
 _FLUSH_S = 0.5
 """How long answers that are given already have to leave the server."""
 _THREADS_S = 5.0
@@ -188,7 +190,7 @@ class RunningServer:
         errors = Errors(self._options.log_texts)
         ours = [RequestIds(), Metrics(self._service.metrics), errors, *guard.interceptors()]
         intake = SilentStreams(self._options.silent_s), ReadableRequests(self._service.max_request_bytes)
-        chain = Chain([*ours, self._readiness, *intake, *self._texts()])
+        chain = Chain([*ours, self._readiness, *intake, *self._texts()], self._options.arrives_s)
         outer = [LetGo(), UnreadStreams(self._options.unread_s), *tracing.interceptors()]
         server = aio.server(interceptors=[*outer, chain], options=CHANNEL_OPTIONS)
         self._service.register(server)
@@ -208,7 +210,8 @@ class RunningServer:
     async def _start_health(self) -> None:
         if self._options.health_address is not None:
             outer = [LetGo(), UnreadStreams(self._options.unread_s)]
-            self._health_server = aio.server(interceptors=outer, options=CHANNEL_OPTIONS)
+            options = dict(CHANNEL_OPTIONS) | {"grpc.max_receive_message_length": MAX_HEALTH_BYTES}
+            self._health_server = aio.server(interceptors=outer, options=[*options.items()])
             self.health_address = _listen(self._options.health_address, self._health_server.add_insecure_port)
             await self._health.register(self._health_server)
             await self._health_server.start()

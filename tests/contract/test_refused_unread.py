@@ -88,7 +88,7 @@ def ask(channel, kind, token, *messages):
 
 
 @contextmanager
-def parsing(path, **readiness):
+def parsing(path, *, arrives_s=60.0, **readiness):
     """A Parsing that is served, and a channel to it."""
     tokens = write_tokens(
         path / "tokens.toml",
@@ -98,7 +98,7 @@ def parsing(path, **readiness):
     )
     made = Parsing(**readiness)
     with ExitStack() as stack:
-        server = stack.enter_context(served(lambda: made.service, tokens))
+        server = stack.enter_context(served(lambda: made.service, tokens, arrives_s=arrives_s))
         made.channel = stack.enter_context(grpc.insecure_channel(server.address))
         yield made
 
@@ -156,12 +156,13 @@ def test_too_much_is_told_to_those_alone_who_may_call(server, kind):
     assert server.parsed == []
 
 
-@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
-def test_a_message_that_is_refused_is_counted_all_the_same(server, kind):
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_message_that_is_refused_is_counted_and_that_of_a_refused_call_never_received(server, kind):
     before = server.received(kind)
     ask(server.channel, kind, None, b"abc")
+    assert server.received(kind) == before
     ask(server.channel, kind, "right", BIG)
-    assert server.received(kind) == before + 2
+    assert server.received(kind) == before + 1
 
 
 @pytest.mark.parametrize("kind", ["stream_unary", "stream_stream"])
@@ -173,17 +174,48 @@ def test_a_stream_is_read_message_by_message(server, kind):
     assert server.received(kind) == before + 3
 
 
-def test_a_stream_whose_caller_is_not_known_is_not_even_waited_for(server):
-    """Its messages may be on their way still."""
+@contextmanager
+def slow(server, kind, token=None):
+    """The status of a call of whose messages none comes, and what lets them come."""
     sending = threading.Event()
 
     def messages():
         sending.wait(20)
         yield b"abc"
 
-    service, method, _ = METHODS["stream_unary"]
-    with pytest.raises(grpc.RpcError) as caught:
-        server.channel.stream_unary(f"/{service}/{method}")(messages(), timeout=20)
-    sending.set()
-    assert caught.value.code() is Code.UNAUTHENTICATED
+    (service, method, _), metadata = METHODS[kind], [("authorization", f"Bearer {token}")] if token else []
+    call = getattr(server.channel, f"stream_{kind.partition('_')[2]}")(f"/{service}/{method}")
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            answer = call(messages(), timeout=20, metadata=metadata)
+            list(answer)
+        yield caught.value
+    finally:
+        sending.set()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_of_a_caller_who_is_not_known_no_message_is_even_waited_for(server, kind):
+    """It may be on its way still, megabytes of it; what gRPC takes off the connection is in our memory."""
+    with slow(server, kind) as error:
+        assert error.code() is Code.UNAUTHENTICATED
     wait_until(lambda: server.parsed == [])
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_the_one_message_of_a_call_has_to_come_in_time(tmp_path, kind):
+    with parsing(tmp_path, arrives_s=0.1) as server:
+        with slow(server, kind, "right") as error:
+            assert error.code() is Code.UNAVAILABLE
+            assert error.details() == "the request wasn't there, whole, after 0.1 s; send it again"
+        assert ask(server.channel, kind, "right", b"abc") == (Code.OK, [b"abc"])
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_a_call_without_its_message_is_told_so(server, kind):
+    service, method, _ = METHODS[kind]
+    call = getattr(server.channel, f"stream_{kind.partition('_')[2]}")(f"/{service}/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(iter(()), timeout=20, metadata=[("authorization", "Bearer right")]))
+    assert caught.value.code() is Code.INVALID_ARGUMENT
+    assert caught.value.details() == "request: there is none; send one message"

@@ -15,11 +15,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+import services.rpc.health
 from services import errors
 from services.compute import CancelFlag, ComputeThread
 from services.rpc.background import serve_in_background
 from services.rpc.scopes import METHODS
-from services.rpc.server import OptionError, PortTaken, ServerOptions, Service, start_server
+from services.rpc.server import (
+    MAX_HEALTH_BYTES,
+    OptionError,
+    PortTaken,
+    ServerOptions,
+    Service,
+    start_server,
+)
 
 NAME = "plaudit.test.Echo"
 KINDS = ("Unary", "ClientStream", "ServerStream", "BidiStream")
@@ -261,6 +269,33 @@ async def test_the_port_for_health_alone_is_watched_in_the_same_way(echo):
         await left(1)
         echo.release_load.set()
         assert await heard(stays) == SERVING
+
+
+async def test_that_port_takes_no_large_message(echo):
+    """Nobody there is asked who it is."""
+    options = ServerOptions(health_address="127.0.0.1:0")
+    async with (
+        start_server(echo.service(), options) as server,
+        aio.insecure_channel(server.health_address) as channel,
+    ):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await check(channel, "x" * MAX_HEALTH_BYTES)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await check(channel, "") == SERVING
+
+
+async def test_of_watchers_there_are_only_so_many(channel, server, monkeypatch):
+    monkeypatch.setattr(services.rpc.health, "MOST_WATCHERS", 2)
+    await server.wait_ready()
+    first, second = watch(channel), watch(channel)
+    assert [await heard(first), await heard(second)] == [SERVING] * 2
+    with pytest.raises(aio.AioRpcError, match="too many watch already; use Check") as caught:
+        await heard(watch(channel))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await check(channel, NAME) == SERVING
+    first.cancel()
+    await left(1)
+    assert await heard(watch(channel)) == SERVING
 
 
 async def test_a_watcher_of_an_unknown_name_is_told_so_and_hears_of_no_other(channel, server):
