@@ -150,7 +150,10 @@ def _renamed(tokenizer: PreTrainedTokenizerBase, names: Mapping[str, str]) -> Pr
             "special tokens in text can't be escaped by a tokenizer without tokenizer.json; refuse them"
         )
     copied = copy.deepcopy(tokenizer)
-    copied._tokenizer = Tokenizer.from_str(json.dumps(_with_names(json.loads(backend.to_str()), names)))
+    try:
+        copied._tokenizer = Tokenizer.from_str(json.dumps(_with_names(json.loads(backend.to_str()), names)))
+    except Exception as error:  # the only type it has: a token that letters are merged into, say
+        raise ModelLoadError(f"special tokens of this tokenizer can't be escaped: {error}") from error
     return copied
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from plaudit.files import lines
+from plaudit.files.jsonl import SHOWN
 from plaudit.files.rows import FileError, Row
 
-MAX_FIELD = 64 << 20
-"""Characters of one value: no call may carry more, and a quote that is never closed must end somewhere."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -19,23 +19,21 @@ class Csv:
 
     def __init__(self, path: Path) -> None:
         """Reads the header. Raises FileError."""
-        csv.field_size_limit(MAX_FIELD)
+        csv.field_size_limit(lines.MAX_LINE)
         self._path = path
         self.size = path.stat().st_size
-        with path.open("rb") as file:
-            self.header, self.names = _header(_Tape(file))
+        self.header, self.names = _header(_Tape(path))
 
     def rows(self, after: int = 0) -> Iterator[Row]:
         """Those that begin behind line `after`."""
-        with self._path.open("rb") as file:
-            tape = _Tape(file)
-            reader = csv.reader(tape, strict=True)
-            next(reader)
-            tape.take()
-            for line, values, problem in _records(reader, tape):
-                raw = tape.take()
-                if line > after and (values or problem):
-                    yield self._row(line, tape.end, values, problem, raw)
+        tape = _Tape(self._path)
+        reader = csv.reader(tape, strict=True)
+        next(reader)
+        tape.take()
+        for line, values, problem in _records(reader, tape):
+            raw = tape.take()
+            if line > after and (values or problem):
+                yield self._row(line, tape.end, values, problem, raw)
 
     def original(self, row: Row) -> object:
         """The row as JSON, or its text where its values can't be told apart."""
@@ -76,8 +74,8 @@ class CsvSink:
 class _Tape:
     """Lines of a file as text, with what was read of it since the last look."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._lines = lines.lines_of(path)
         self._read = bytearray()
         self.line = 0
         self.end = 0
@@ -86,11 +84,14 @@ class _Tape:
         return self
 
     def __next__(self) -> str:
-        raw = next(self._file)
+        raw, length = next(self._lines)
         if not self.line:
             raw = raw.removeprefix(_BOM)
         self.line += 1
-        self.end += len(raw)
+        self.end += length
+        if len(self._read) + length > lines.MAX_LINE:  # also a quote that is never closed ends somewhere
+            self._read += raw[:SHOWN]
+            raise csv.Error(f"its record is longer than {lines.MAX_LINE:,} bytes at line {self.line}")
         self._read += raw
         return raw.decode("utf-8", "surrogateescape")  # a byte that is no UTF-8 spoils a value, not the file
 

@@ -1,7 +1,8 @@
 """Parquet, with pyarrow, which the [parquet] extra brings. Columns keep their types.
 
 A file may be far smaller than what it holds: a text that a million rows have is in it once, and a long run of
-one letter takes no room. How much is read at a time goes by the sizes that its footer tells.
+one letter takes no room. How much is read at a time goes by the sizes that its footer tells. It is
+believed, and what a list in a row comes to isn't in it: see SECURITY.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

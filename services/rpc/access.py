@@ -148,19 +148,22 @@ class Admission:
             self._known.popitem(last=False)
 
     def _unknown(self, shown: Shown, reason: str, words: str) -> Unauthenticated:
-        self._refused(shown, reason, words)
+        self._known.pop(shown.credential, None)
+        self._refused(shown, reason, words, shown.host)
         return Unauthenticated(words)
 
     def _denied(self, shown: Shown, caller: Identity, words: str) -> PermissionDenied:
-        self._refused(shown, "scope", f"{words} ({caller.name or 'PLAUDIT_TOKEN'})")
+        # Who has been let in before says nothing of others behind the same address.
+        whose = f"known {shown.credential}" if shown.credential in self._known else shown.host
+        self._refused(shown, "scope", f"{words} ({caller.name or 'PLAUDIT_TOKEN'})", whose)
         return PermissionDenied(words)
 
-    def _refused(self, shown: Shown, reason: str, words: str) -> None:
+    def _refused(self, shown: Shown, reason: str, words: str, whose: str) -> None:
         self._metrics.refused.labels(reason).inc()
         # Who fails all the time doesn't fill the log.
-        level = logging.DEBUG if self._failures.wait(shown.host) else logging.WARNING
+        level = logging.DEBUG if self._failures.wait(whose) else logging.WARNING
         log.log(level, "%s refused to %s: %s", shown.what, shown.peer, words)
-        self._failures.count(shown.host)
+        self._failures.count(whose)
 
 
 class Access(CallInterceptor):

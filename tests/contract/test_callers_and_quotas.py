@@ -329,6 +329,37 @@ def test_a_peer_that_fails_all_the_time_is_not_heard_but_a_good_caller_is(changi
     assert "guess" not in caplog.text
 
 
+@pytest.mark.parametrize("gone", ["revoked", "expired"])
+def test_a_token_that_was_good_once_is_not_heard_when_it_fails_all_the_time(tmp_path, monkeypatch, gone):
+    monkeypatch.setattr(reloading, "RELOAD_S", 0.005)
+    monkeypatch.setattr(failures, "BURST", 3)
+    monkeypatch.setattr(failures, "PER_SECOND", 0.01)
+    stays = entry("stays", "trainer:read", name="bob")
+    file = write_tokens(tmp_path / "tokens.toml", entry("gone", "trainer:read"), stays)
+    with served(trainer_service, file) as server, grpc.insecure_channel(server.address) as channel:
+        for token in ("gone", "stays"):
+            assert call(channel, TRAINER, "GetRun", token)[0] is Code.OK
+        left = [entry("gone", "trainer:read", expires=LONG_AGO)] if gone == "expired" else []
+        write_tokens(file, stays, *left)
+        wait_until(lambda: call(channel, TRAINER, "GetRun", "gone")[0] is not Code.OK)
+        codes = [call(channel, TRAINER, "GetRun", "gone")[0] for _ in range(5)]
+        assert codes == [Code.UNAUTHENTICATED] * 2 + [Code.RESOURCE_EXHAUSTED] * 3
+        assert call(channel, TRAINER, "GetRun", "stays")[0] is Code.OK, "it is still right"
+
+
+def test_a_known_caller_that_asks_for_too_much_holds_up_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "BURST", 3)
+    monkeypatch.setattr(failures, "PER_SECOND", 0.01)
+    entries = (entry(name, "trainer:read", name=name) for name in ("alice", "bob"))
+    file = write_tokens(tmp_path / "tokens.toml", *entries)
+    with served(trainer_service, file) as server, grpc.insecure_channel(server.address) as channel:
+        assert call(channel, TRAINER, "GetRun", "alice")[0] is Code.OK
+        for _ in range(5):
+            assert call(channel, TRAINER, "StopRun", "alice")[0] is Code.PERMISSION_DENIED
+        for name in ("alice", "bob"):
+            assert call(channel, TRAINER, "GetRun", name)[0] is Code.OK, "bob calls for the first time"
+
+
 def test_a_known_caller_that_asks_for_too_much_does_not_fill_the_log(changing, monkeypatch, caplog):
     server, *_ = changing
     monkeypatch.setattr(failures, "BURST", 3)

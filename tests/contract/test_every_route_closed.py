@@ -156,6 +156,19 @@ def test_a_peer_that_fails_all_the_time_is_told_when_to_come_back(tmp_path, monk
     assert "guess" not in caplog.text
 
 
+def test_a_token_that_was_good_once_is_told_when_to_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(reloading, "RELOAD_S", 0.005)
+    monkeypatch.setattr(failures, "BURST", 3)
+    monkeypatch.setattr(failures, "PER_SECOND", 0.01)
+    tokens = write_tokens(tmp_path / "tokens.toml", entry("gone", "admin"))
+    with client_of(NOWHERE, gateway_options=guarded(tokens)) as http:
+        assert ask(http, "GET", "/metrics", "gone").status_code == 200
+        write_tokens(tokens)
+        wait_until(lambda: ask(http, "GET", "/metrics", "gone").status_code == 401)
+        codes = [ask(http, "GET", "/metrics", "gone").status_code for _ in range(4)]
+    assert codes == [401] * 2 + [429] * 2
+
+
 # ---- on whose behalf the reward service is asked ----
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from plaudit import Chat
-from plaudit.files import jsonl, lines, parquet
+from plaudit.files import csv_rows, jsonl, lines, parquet
 from plaudit.files.csv_rows import Csv
 from plaudit.files.formats import format_of, open_source
 from plaudit.files.jsonl import JsonLines
@@ -235,9 +235,41 @@ def test_values_may_be_long(write):
     assert row.columns["response"] == long
 
 
+@pytest.mark.parametrize("length", [90, 100, 101, 150, 201, 202, 303, 1000])
+def test_a_record_that_no_call_could_carry_is_bad_and_never_whole_in_memory(write, monkeypatch, length):
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
+    monkeypatch.setattr(csv_rows, "SHOWN", 10)
+    long = "x" * (length - 3) + ",y"
+    source = Csv(write(f"prompt,response\na,b\n{long}\nc,d\n", "rows.csv"))
+    rows = [*source.rows()]
+    assert [(row.line, [*row.columns.values()]) for row in (rows[0], rows[2])] == [
+        (2, ["a", "b"]),
+        (4, ["c", "d"]),
+    ]
+    assert rows[2].end == source.size
+    fits = length <= 100  # with its line end
+    assert rows[1].problem == ("" if fits else "is no CSV: its record is longer than 100 bytes at line 3")
+    assert fits or rows[1].raw == long[:10].encode()
+
+
+def test_a_record_of_many_lines_that_no_call_could_carry_is_bad(write, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
+    long = '"' + "x\n" * 49 + '",y'
+    rows = [*Csv(write(f"prompt,response\na,b\n{long}\nc,d\n", "rows.csv")).rows()]
+    assert [(row.line, bool(row.problem)) for row in rows] == [(2, False), (3, True), (53, False)]
+    assert rows[1].problem == "is no CSV: its record is longer than 100 bytes at line 52"
+
+
+def test_a_header_that_no_call_could_carry(write, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
+    with pytest.raises(FileError, match=r"rows\.csv: has no header that can be read: its record is longer"):
+        open_source(write("x" * 1000, "rows.csv"), "csv", False, ADDED)
+
+
 def test_a_byte_order_mark_belongs_to_no_column(write):
     source = Csv(write("\ufeffprompt,response\na,b\n", "rows.csv"))
     assert source.names == ["prompt", "response"]
+    assert [row.end for row in source.rows()] == [source.size]
 
 
 @pytest.mark.parametrize("content", ["", "\n", '"never closed'])

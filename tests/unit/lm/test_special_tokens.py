@@ -10,7 +10,7 @@ from tiny_reward_models import (
     released_tokenizer,
     roberta_tokenizer,
 )
-from transformers import ByT5Tokenizer
+from transformers import AddedToken, ByT5Tokenizer
 
 from lm.errors import InputError, ModelLoadError
 from lm.special_tokens import control_tokens, escape_special_tokens, refuse_special_tokens
@@ -181,6 +181,16 @@ def test_one_tokenizer_escapes_and_its_twin_refuses():
     encode_text(one, "<|end|>")
     with pytest.raises(InputError):
         encode_text(twin, "<|end|>")
+
+
+def test_a_token_that_letters_are_merged_into_can_not_be_escaped():
+    tokenizer = tiny_tokenizer()
+    merged = next(text for text in tokenizer.get_vocab() if text.isalpha() and len(text) > 2)
+    tokenizer.add_tokens([AddedToken(merged, special=True)], special_tokens=True)
+    with pytest.raises(ModelLoadError, match=r"can't be escaped: Token .* out of vocabulary"):
+        escape_special_tokens(tokenizer)
+    with pytest.raises(InputError):
+        encode_text(tokenizer, merged)
 
 
 def test_names_are_secret_and_new_each_time():
