@@ -28,12 +28,14 @@ from services.rpc.arguments import (
     OidcAudience,
     OidcIssuer,
     OidcJwks,
+    Reflection,
     TlsCert,
     TlsClientCa,
     TlsKey,
     TokensFile,
 )
 from trainer.errors import ConfigError, ServiceUnreachable, TrainerError
+from trainer.standard_streams import lossy
 from trainer.stopping import end_early_on_sigterm, end_with_parent
 
 with brought_by("train"):
@@ -72,6 +74,7 @@ STAGES = (
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code of a command line; every error is one clear message on standard error."""
+    sys.stderr = lossy(sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # Spinning OpenMP threads of trainer and services on one machine slow each other down 12-23 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -163,6 +166,7 @@ def _command(stage: Stage) -> Callable[..., None]:
         insecure: Insecure = False,
         health_address: HealthAddress = None,
         metrics_plaintext: MetricsPlaintext = False,
+        reflection: Reflection = True,
         parent: Annotated[
             int | None, typer.Option("--exit-with-parent", metavar="PID", help="Stop when that process ends.")
         ] = None,
@@ -174,6 +178,7 @@ def _command(stage: Stage) -> Callable[..., None]:
         if print_config:
             typer.echo(render_toml(loaded), nl=False)
             return
+        sys.stdout = lossy(sys.stdout)  # from here on, what the run is about goes to files
         accepted = frozenset(accept_changes.replace(",", " ").split())
         options = RunOptions(
             resume,
@@ -191,6 +196,7 @@ def _command(stage: Stage) -> Callable[..., None]:
             oidc_audience,
             oidc_jwks,
             metrics_plaintext,
+            reflection,
         )
         # These bring gRPC and torch, which --help needn't wait for.
         from services.rpc.tracing import traced

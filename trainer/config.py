@@ -151,6 +151,7 @@ class RunOptions:
     oidc_jwks: str | None = None
     metrics_plaintext: bool = False
     """Whether metrics are in plaintext with TLS, too."""
+    reflection: bool = True
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

@@ -8,7 +8,8 @@
     prompts         {"prompt"} or {"messages"}
     pretraining     {"text"}
 
-Other columns are ignored, empty lines too. Every DataError names file, line and field, and says what to do.
+Other columns are ignored, empty lines too. Every DataError names file, line and field, and says what to do;
+it quotes no text of the file.
 """
 
 import hashlib
@@ -199,7 +200,7 @@ def _demonstration(line: _Line) -> Demonstration:
         raise line.error("messages", "stands beside prompt; keep one of the two")
     *turns, (role, content) = line.messages()
     if role != "assistant":
-        raise line.error("messages", f"ends in a turn of {role!r}; the last must be the assistant's")
+        raise line.error("messages", "ends in a turn of another role; the last must be the assistant's")
     if not turns:
         raise line.error("messages", "holds the answer only; give the turns before it")
     return Demonstration(Context(line.where, messages=tuple(turns)), content)
@@ -219,9 +220,8 @@ def _ranking(line: _Line) -> Ranking:
 def _ranks(line: _Line, ranks: Sequence[object]) -> Iterator[int]:
     for index, rank in enumerate(ranks):
         if type(rank) is not int or rank < 1:
-            raise line.error(
-                f"ranks[{index}]", f"is {json.dumps(rank)}; it must be a whole number from 1 (best)"
-            )
+            shown = rank if type(rank) in (int, float) else _kind(rank)
+            raise line.error(f"ranks[{index}]", f"is {shown}; it must be a whole number from 1 (best)")
         yield rank
 
 

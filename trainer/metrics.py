@@ -48,8 +48,8 @@ def _each(sets: Mapping[str, str], names: Mapping[str, str]) -> Iterator[Metric]
             yield Metric(f"{prefix}/{name}", f"{text} {where}")
 
 
-SERVICES = ("policy", "reward", "reference")
-"""Those that a PPO run asks."""
+SERVICES = ("policy", "reward", "reference", "judge")
+"""Those that a PPO run asks; judges may be services."""
 
 _COMMON = (
     Metric("step", "optimisation steps done (PPO: rollout-and-update iterations)"),
@@ -160,7 +160,7 @@ PPO = (
     Metric("eval/distinct_2", "distinct bigrams / bigrams of the held-out responses"),
     Metric("skipped_updates", "updates skipped because of a gradient that is not finite", "counter"),
     *_each(
-        {"waiting": "is away and the run waits for it, else 0"},
+        {"waiting": "is away, or hasn't answered for long, and the run waits for it, else 0"},
         {role: f"1 while the {role}" for role in SERVICES},
     ),
     Metric("dropped_rewards", "sequences dropped because their reward could not be had", "counter"),

@@ -9,6 +9,7 @@ from functools import partial
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
+from lm.errors import LmError
 from plaudit.v1 import trainer_pb2, trainer_pb2_grpc
 from services.rpc.background import serve_in_background
 from services.rpc.interceptors import Readiness
@@ -16,7 +17,7 @@ from services.rpc.options import OptionError, ServerOptions, environment_file
 from services.rpc.server import PortTaken, Service
 from trainer.board import Board, Stage, Status
 from trainer.config import RunOptions
-from trainer.errors import ConfigError, Stopped
+from trainer.errors import ConfigError, Stopped, TrainerError
 from trainer.ports import security
 from trainer.stopping import StopSignal
 
@@ -133,9 +134,15 @@ def serve_run(board: Board, stage: Stage, options: RunOptions, stop: StopSignal)
             board.tell(state="stopped", error=str(end))
             raise
         except BaseException as error:
-            board.tell(state="failed", error=f"{type(error).__name__}: {error}")
+            board.tell(state="failed", error=_words(error))
             raise
         board.tell(state="finished")
+
+
+def _words(error: BaseException) -> str:
+    """Of an error that is none of ours the type alone: its words may quote prompts and responses."""
+    kind = type(error).__name__
+    return f"{kind}: {error}" if isinstance(error, TrainerError | LmError) else kind
 
 
 @contextmanager
@@ -161,6 +168,7 @@ def _server(board: Board, stop: StopSignal, address: str, told: RunOptions) -> I
         token_file=environment_file("PLAUDIT_TOKEN_FILE"),
         security=security(told),
         health_address=told.health_address,
+        reflection=told.reflection,
     )
     with ExitStack() as stack:
         try:

@@ -83,6 +83,7 @@ LogTexts: TypeAlias = Annotated[
 HealthAddress: TypeAlias = Annotated[
     str | None, typer.Option(help="HOST:PORT of a plaintext port for health alone; none without it.")
 ]
+Reflection: TypeAlias = Annotated[bool, typer.Option(help="Serve reflection and channelz.")]
 ROOTS_KEY = "PLAUDIT_ROOTS"
 ROOTS_HELP = "Folders below which all paths in the configuration must lie; it may name any without."
 """Of `--roots`, which those have who read paths from a file: the trainer and the reward server."""

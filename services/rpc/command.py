@@ -21,6 +21,7 @@ from services.rpc.arguments import (
     OidcAudience,
     OidcIssuer,
     OidcJwks,
+    Reflection,
     TlsCert,
     TlsClientCa,
     TlsKey,
@@ -123,9 +124,7 @@ def _command(
         insecure: Insecure = False,
         health_address: HealthAddress = None,
         metrics_plaintext: MetricsPlaintext = False,
-        reflection: Annotated[
-            bool, typer.Option("--reflection/--no-reflection", help="Serve reflection and channelz.")
-        ] = True,
+        reflection: Reflection = True,
         log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
         log_texts: LogTexts = False,
         grace: Annotated[float, typer.Option(help="Seconds that calls in flight get at shutdown.")] = 20.0,

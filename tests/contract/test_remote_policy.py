@@ -2,9 +2,11 @@
 
 import contextlib
 import itertools
+import threading
 
 import pytest
 import torch
+from gateway_server import wait_until
 from policy_fleet import (
     CPU,
     SEEDS,
@@ -23,6 +25,7 @@ from lm.loading import load_causal_lm
 from lm.logprobs import response_logprobs
 from plaudit.clients import PolicyClient, PushManifest, TensorSpec, WeightsClient
 from plaudit.clients.errors import DataLoss
+from trainer.ppo import patience
 from trainer.ppo.replica import Replica
 from trainer.ppo.roles import RoleUnavailable, StaleWeights
 
@@ -191,6 +194,33 @@ def test_a_push_that_is_damaged_on_the_way_is_sent_once_more(
         policy.push(learn(learner), 2)
     assert replicas[0].model().step == step
     assert (replicas[0].model().weights_sha256 == digest(learner)) is (step == 2)
+
+
+@pytest.mark.parametrize("method", ["version", "stage", "commit", "generate"])
+def test_a_replica_that_hangs_is_waited_for_while_it_does(
+    servers, connect, learner, prompts, monkeypatch, caplog, method
+):
+    policy = connect(servers(1))
+    policy.start(0)
+    ask, go_on = getattr(Replica, method), threading.Event()
+
+    def ask_late(*given):
+        assert go_on.wait(20)
+        return ask(*given)
+
+    def step():
+        policy.push(learn(learner), 1)
+        policy.generate(prompts, SEEDS, 1)
+
+    monkeypatch.setattr(patience, "SLOW_S", 0.2)
+    monkeypatch.setattr(Replica, method, ask_late)
+    thread = threading.Thread(target=step)
+    thread.start()
+    wait_until(lambda: policy._patience.waits_for("policy"))
+    assert "(services.policy[0]) has not answered for 0 s" in caplog.text
+    go_on.set()
+    thread.join(20)
+    assert not thread.is_alive() and not policy._patience.waits_for("policy")
 
 
 def test_a_step_that_was_not_pushed_is_refused_without_asking(servers, connect, prompts):

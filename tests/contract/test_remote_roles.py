@@ -1,9 +1,12 @@
 """Reward and reference over real servers: the models' own numbers, and none that is made up."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
+from gateway_server import held_reward, wait_until
 from policy_fleet import CPU, model_options, tiny_prompts
 
 from lm.loading import load_causal_lm, load_reward_model
@@ -14,6 +17,7 @@ from plaudit.clients import ReferenceClient, RewardClient
 from services.reference.service import reference_service
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
+from trainer.ppo import patience
 from trainer.ppo.patience import Endpoint, Patience
 from trainer.ppo.remote import RemoteReference, RemoteReward
 from trainer.ppo.rollout import Response, Rollout
@@ -88,6 +92,26 @@ def test_a_reward_that_cannot_be_had_is_a_failure_and_its_neighbours_have_theirs
     assert sorted(scores.values) == [1, 2, 3, 4, 5, 6]
     assert "INVALID_ARGUMENT" in scores.failures[0]
     assert "services.reward" in scores.failures[0]
+
+
+def test_a_service_that_hangs_is_waited_for_and_asked_again(tiny_reward, monkeypatch, caplog):
+    """Its call takes longer than patience by itself."""
+    monkeypatch.setattr(patience, "SLOW_S", 0.2)
+    patient = Patience(1.0)
+    with (
+        held_reward(tiny_reward) as held,
+        RewardClient(held.address, timeout=3.0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        endpoint = Endpoint("reward", held.address, "services.reward")
+        ask = partial(client.score, [("the film", " is good")], deterministic=True)
+        answer = pool.submit(patient.call, endpoint, ask)
+        wait_until(lambda: patient.waits_for("reward"))
+        assert caplog.messages == [f"{endpoint} has not answered for 0 s; waiting until the call ends"]
+        wait_until(lambda: "trying for another 1 s" in caplog.text)
+        held.engine.go_on.set()
+        assert len(answer.result(20).results) == 1
+    assert not patient.waits_for("reward")
 
 
 @pytest.fixture

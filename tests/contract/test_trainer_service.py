@@ -1,14 +1,18 @@
 """GetRun over a real server, from the board that the training loop writes."""
 
+import grpc
 import pytest
 import trustme
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from lm.errors import ModelLoadError
 from plaudit.access import token_entry
 from plaudit.clients import PermissionDenied, PlauditError, TrainerClient
 from plaudit.health import HealthClient
 from trainer.board import Board
 from trainer.config import RunOptions
-from trainer.errors import ConfigError, Stopped
+from trainer.errors import ConfigError, DataError, Stopped
 from trainer.servicer import serve_run, to_proto
 from trainer.stopping import StopSignal
 
@@ -48,7 +52,9 @@ def test_get_run_tells_what_the_board_holds_from_start_to_end(capsys):
     [
         (Stopped("after step 3"), "stopped", "after step 3"),
         (KeyboardInterrupt(), "stopped", ""),
-        (ValueError("no"), "failed", "ValueError: no"),
+        (ValueError("no"), "failed", "ValueError"),
+        (DataError("x.jsonl line 3: not JSON"), "failed", "DataError: x.jsonl line 3: not JSON"),
+        (ModelLoadError("m: no such folder"), "failed", "ModelLoadError: m: no such folder"),
     ],
 )
 def test_how_a_run_ended_stands_on_the_board(end, state, says):
@@ -130,3 +136,32 @@ def test_files_that_cannot_be_used_are_a_wrong_configuration(tmp_path):
         serve_run(Board("r"), "ppo", options, StopSignal()),
     ):
         pass
+
+
+@pytest.mark.parametrize("reflection", [True, False])
+def test_reflection_and_channelz_can_be_left_out(capsys, reflection):
+    options = RunOptions(address="127.0.0.1:0", reflection=reflection)
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    with (
+        serve_run(Board("r"), "ppo", options, StopSignal()),
+        grpc.insecure_channel(address_of(capsys)) as channel,
+    ):
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        calls = {
+            "reflection": lambda: list(ask(iter([question]), timeout=20)),
+            "channelz": lambda: channelz_pb2_grpc.ChannelzStub(channel).GetServers(
+                channelz_pb2.GetServersRequest(), timeout=20
+            ),
+        }
+        assert {name for name, call in calls.items() if answers(call)} == (
+            set(calls) if reflection else set()
+        )
+
+
+def answers(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return False
+    return True

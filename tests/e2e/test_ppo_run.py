@@ -4,11 +4,13 @@ import contextlib
 import json
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from api_server import ApiServer, Clock, kubeconfig, slice_of
+from gateway_server import wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -351,6 +353,43 @@ def test_a_reward_service_that_dies_ends_the_run_with_a_checkpoint_and_another_t
     with serving("reward", tiny_reward) as address:
         assert ppo(signal_at_2("SIGUSR1"), "--resume", name="bereft", reward=address) == 0
     assert_same_run(uninterrupted, ppo.folder / "bereft")
+
+
+def test_a_judge_that_is_a_service_is_waited_for_as_any_other(ppo, opened, tiny_reward, signal_at_2, capsys):
+    key, waited = "evaluation.judges.second.reward", []
+
+    def waits():
+        return opened[-1].registry.get_sample_value("plaudit_ppo_waiting_judge")
+
+    with contextlib.ExitStack() as service:
+        at = service.enter_context(serving("reward", tiny_reward))
+
+        def close():
+            service.close()
+            watch = threading.Thread(target=lambda: waited.append(wait_until(lambda: waits() == 1)))
+            watch.start()
+            service.callback(watch.join)
+
+        two_steps = (signal_at_2("SIGUSR1"), "ppo.total_episodes=12")
+        with on_usr1(close):
+            assert ppo(*two_steps, f"{key}={at}", name="unjudged") == 75
+    assert waited and waits() == 0
+    error = capsys.readouterr().err
+    assert f"judge second at {at} ({key}) has not answered since" in error
+    assert "step 2 is kept, go on with --resume" in error
+    with serving("reward", tiny_reward) as address:
+        again = (*two_steps, f"{key}={address}", "--resume", "--accept-changes", key)
+        assert ppo(*again, name="unjudged") == 0
+    evaluation = json.loads((ppo.folder / "unjudged/evaluations/00000002.json").read_text())
+    assert evaluation["judges"]["second"]["mean"] == pytest.approx(evaluation["judges"]["reward"]["mean"])
+
+
+def test_a_judge_that_is_away_at_the_start_is_not_waited_for(ppo, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    assert ppo(f"evaluation.judges.second.reward={nobody}", "services.patience=600.0", name="x") == 69
+    assert "(evaluation.judges.second.reward)" in capsys.readouterr().err
 
 
 def test_a_judge_that_fails_in_mid_run_keeps_the_steps_before(ppo, capsys):

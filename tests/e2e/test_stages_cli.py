@@ -181,6 +181,23 @@ def stop_by_its_parents_end(files: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_disk_under_standard_output_ends_no_run(files: Path):
+    command = [sys.executable, "-m", "trainer", "sft", "sft.toml", "--set", "sft.num_train_epochs=1"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--metrics-address", "127.0.0.1:0"],
+            cwd=files,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("<stdout> can't be written: No space left on device; the run goes on") == 1
+    assert len(losses(files, "sft")) == 25 and weights(files, "sft")
+
+
 def test_it_can_be_asked_how_it_is_doing_and_ctrl_c_is_130_and_one_line(files: Path, start: Start):
     process = start("sft", "sft.toml", "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
     assert process.stdout is not None

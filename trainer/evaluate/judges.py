@@ -5,8 +5,10 @@ know which. What can't be judged (an empty text, for a reward model asked in tex
 """
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -16,6 +18,7 @@ from lm.placement import Placement
 from lm.rewards import is_decoder, sequence_scores
 from lm.tokenizer import encode_chat, encode_pair, tokenizer_sha256
 from plaudit.clients import Chat, RewardClient
+from plaudit.clients.channel import DEFAULT_TIMEOUT
 from plaudit.clients.data import Scorable
 from plaudit.clients.data_reward import Reward
 from plaudit.clients.errors import PlauditError
@@ -24,6 +27,7 @@ from trainer.evaluate.config import JudgeSection
 from trainer.evaluate.plugins import JudgeError, load_plugin
 from trainer.evaluate.samples import Sample
 from trainer.ppo.batches import batches
+from trainer.ppo.patience import Endpoint, Patience
 
 Judge = Callable[[Sequence[Sample]], list[float | None]]
 
@@ -31,12 +35,27 @@ SCORED_TOGETHER = 16
 """Sequences in one forward pass of a reward model loaded here."""
 
 
-def load_judges(sections: Mapping[str, JudgeSection], placement: Placement, key: str) -> dict[str, Judge]:
+def load_judges(
+    sections: Mapping[str, JudgeSection],
+    placement: Placement,
+    key: str,
+    patience: Patience | None = None,
+    call_timeout: float = DEFAULT_TIMEOUT,
+) -> dict[str, Judge]:
     """The judges by name. `key` is the configuration's section, for messages.
 
-    Raises JudgeError, ModelLoadError.
+    A judge that is a service has `call_timeout` for each call; when it is asked, `patience` waits for it.
+
+    Raises JudgeError, ModelLoadError, ServiceUnreachable.
     """
-    return {name: _load(section, placement, f"{key}.{name}") for name, section in sections.items()}
+
+    def load(name: str, section: JudgeSection) -> Judge:
+        if section.reward is None:
+            return _load(section, placement, f"{key}.{name}")
+        endpoint = Endpoint(f"judge {name}", section.reward, f"{key}.{name}.reward")
+        return service_judge(RewardClient(section.reward, timeout=call_timeout), endpoint, patience)
+
+    return {name: load(name, section) for name, section in sections.items()}
 
 
 def judge_all(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float | None]:
@@ -53,8 +72,6 @@ def judge_all(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float 
 def _load(section: JudgeSection, placement: Placement, key: str) -> Judge:
     if section.plugin is not None:
         return plugin_judge(section.plugin, section.options)
-    if section.reward is not None:
-        return service_judge(RewardClient(section.reward), f"{key}.reward")
     loaded = load_reward_model(section.path or "", placement)
     if not is_decoder(loaded.model):
         raise ModelLoadError(
@@ -72,18 +89,26 @@ def plugin_judge(reference: str, options: Mapping[str, object]) -> Judge:
         prompts, responses = [sample.prompt for sample in samples], [sample.text for sample in samples]
         try:
             return [None if score is None else float(score) for score in ask(prompts, responses)]
-        except Exception as error:  # whatever a user's code may do
-            raise JudgeError(f"judge {reference!r} failed: {error!r}") from error
+        except Exception as error:  # whatever a user's code may do; its words may quote prompts and responses
+            what = f"{type(error).__name__} at {_where(error)}"
+            raise JudgeError(f"judge {reference!r} failed: {what} (--debug shows its words)") from error
 
     return judge
 
 
-def service_judge(client: RewardClient, key: str) -> Judge:
+def _where(error: Exception) -> str:
+    """File and line of the innermost frame."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return f"{frame.f_code.co_filename}:{line}"
+
+
+def service_judge(client: RewardClient, endpoint: Endpoint, patience: Patience | None = None) -> Judge:
     """A reward service, asked in ids where it has the samples' tokenizer, in text otherwise.
 
-    Raises ServiceUnreachable, at once if it isn't there, and later when it is asked.
+    Raises ServiceUnreachable, at once if it isn't there, and later when it is asked; with `patience` it is
+    then waited for, and away as any other service, RoleUnavailable or Stopped.
     """
-    with _naming(key):
+    with _naming(endpoint.key):
         info = client.get_model()
 
     def judge(samples: Sequence[Sample]) -> list[float | None]:
@@ -92,8 +117,9 @@ def service_judge(client: RewardClient, key: str) -> Judge:
         scores: list[float | None] = []
         for rows in batches([len(sample.ids) for sample in samples], info.limits):
             items = [_item(samples[row], in_ids) for row in rows]
-            with _naming(key):
-                results = client.score(items, tokenizer_sha256=digest, deterministic=True).results
+            ask = partial(client.score, items, tokenizer_sha256=digest, deterministic=True)
+            with _naming(endpoint.key):
+                results = (patience.call(endpoint, ask) if patience else ask()).results
             scores += [result.reward if isinstance(result, Reward) else None for result in results]
         return scores
 

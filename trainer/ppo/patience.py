@@ -1,6 +1,11 @@
-"""Waits for a service that is away, and not for ever."""
+"""Waits for a service that is away or hangs, and not for ever.
+
+Whatever a run asks of a service may be asked again (plaudit.clients.channel.IDEMPOTENT).
+"""
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +20,8 @@ from trainer.stopping import StopSignal
 ResultT = TypeVar("ResultT")
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 5.0
+SLOW_S = 30.0
+"""Seconds that a call may last before its service counts as one that is waited for."""
 COMES_BACK = (Unavailable, Overloaded, DeadlineExceeded)
 """What another try may mend. Whatever else a service says, it says again."""
 
@@ -26,6 +33,7 @@ class Endpoint:
     """Where a role is, in words for messages."""
 
     role: str
+    """policy, reward, reference, or "judge" and its name."""
     target: str
     """host:port"""
     key: str
@@ -45,7 +53,10 @@ class Away(Exception):
 
 
 class Waiting:
-    """A wait that has begun: pauses that grow, until it has lasted too long."""
+    """A wait that has begun: pauses that grow, until it has lasted too long.
+
+    How long is counted from the first failure: a call that hangs may last longer than that by itself.
+    """
 
     def __init__(self, seconds: float, stop: StopSignal) -> None:
         self._seconds = seconds
@@ -58,12 +69,15 @@ class Waiting:
         """Who is waited for; empty until somebody was away."""
         self._since = datetime.now()
         self._began = time.monotonic()
+        self._end = math.inf
         self._pause = FIRST_WAIT_S
 
     def pause(self, away: Away) -> None:
         """Sleeps a while. Raises RoleUnavailable if the wait has lasted too long, Stopped on SIGTERM."""
         self.role = away.endpoint.role
-        left = self._began + self._seconds - time.monotonic()
+        now = time.monotonic()
+        self._end = min(self._end, now + self._seconds)
+        left = self._end - now
         if left <= 0:
             raise self._unavailable(away) from away.cause
         logger.warning("%s; trying for another %.0f s", away, left)
@@ -71,6 +85,11 @@ class Waiting:
             reason = f"stopped while waiting for {away.endpoint}: {away.cause.reason}"
             raise self._stop.error(reason) from away.cause
         self._pause = min(2 * self._pause, LONGEST_WAIT_S)
+
+    def tell_slow(self, endpoint: Endpoint) -> None:
+        """A call is under way, and has been for long."""
+        self.role = endpoint.role
+        logger.warning("%s has not answered for %.0f s; waiting until the call ends", endpoint, SLOW_S)
 
     def _unavailable(self, away: Away) -> RoleUnavailable:
         seconds = time.monotonic() - self._began
@@ -100,18 +119,31 @@ class Patience:
             self._waits.discard(waiting)
 
     def waits_for(self, role: str) -> bool:
-        """Whether anybody waits now for `role`, which was away; from any thread."""
-        return any(waiting.role == role for waiting in tuple(self._waits))
+        """Whether anybody waits now for `role`, or for any judge; from any thread."""
+        return any(waiting.role.split(" ")[0] == role for waiting in tuple(self._waits))
+
+    @contextmanager
+    def calling(self, endpoint: Endpoint) -> Iterator[None]:
+        """Around one call: once it has lasted SLOW_S, `endpoint` is waited for until it ends."""
+        with self.wait() as waiting:
+            timer = threading.Timer(SLOW_S, waiting.tell_slow, (endpoint,))
+            timer.daemon = True
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     def call(self, endpoint: Endpoint, ask: Callable[[], ResultT]) -> ResultT:
         """What `ask` returns, asked again while the service is away.
 
-        Raises RoleUnavailable when it has been away for `seconds`, Stopped on SIGTERM; other errors come
+        Raises RoleUnavailable when it has failed for `seconds`, Stopped on SIGTERM; other errors come
         out at once.
         """
         with self.wait() as waiting:
             while True:
                 try:
-                    return ask()
+                    with self.calling(endpoint):
+                        return ask()
                 except COMES_BACK as error:
                     waiting.pause(Away(endpoint, error))

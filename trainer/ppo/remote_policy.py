@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from trainer.tracing import submit
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+Given = ParamSpec("Given")
 
 logger = logging.getLogger(__name__)
 
@@ -134,21 +135,22 @@ class RemotePolicy:
 
     def _bring_up_to_date(self, replica: Replica) -> None:
         """Pushes everything to a replica that is new, or was restarted, or missed a push."""
-        version = replica.version()
+        version = self._version(replica)
         if self._weights.served_by(version):
             return
         self._refuse_others([(replica, version)])
         logger.warning("%s serves step %d; it gets %s first", replica.endpoint, version.step, self._weights)
-        replica.commit(self._stage(replica, version, (), take_over=False))
+        self._call(replica, Replica.commit, self._stage(replica, version, (), take_over=False))
 
     def _generate_chunk(
         self, replica: Replica, prompts: Sequence[Prompt], seeds: Sequence[int]
     ) -> list[Response]:
+        asked = (prompts, seeds, self._weights, self._sampling)
         try:
-            return replica.generate(prompts, seeds, self._weights, self._sampling)
+            return self._call(replica, Replica.generate, *asked)
         except StaleWeights:  # restarted since it was brought up to date?
             self._bring_up_to_date(replica)
-        return replica.generate(prompts, seeds, self._weights, self._sampling)
+        return self._call(replica, Replica.generate, *asked)
 
     def _deliver(self, changed: Named, base_sha256: str, take_over: bool = False) -> None:
         """Stages on every replica that is behind, then commits on all; starts over where one was away.
@@ -161,7 +163,7 @@ class RemotePolicy:
             while True:
                 try:
                     replicas = self._fleet.replicas()
-                    versions = _results(_in_parallel(Replica.version, replicas))
+                    versions = _results(_in_parallel(self._version, replicas))
                     behind = [
                         (replica, version)
                         for replica, version in zip(replicas, versions, strict=True)
@@ -206,16 +208,31 @@ class RemotePolicy:
             (replica, id_) for (replica, _), id_ in zip(behind, staged, strict=True) if isinstance(id_, str)
         ]
         if len(pushes) < len(behind):
-            _in_parallel(lambda push: push[0].abort(push[1]), pushes)
+            _in_parallel(lambda push: self._call(push[0], Replica.abort, push[1]), pushes)
             _results(staged)
-        _results(_in_parallel(lambda push: push[0].commit(push[1]), pushes))
+        _results(_in_parallel(lambda push: self._call(push[0], Replica.commit, push[1]), pushes))
 
     def _stage(self, replica: Replica, version: ModelVersion, changed: Named, take_over: bool) -> str:
         """Sends what changed, or everything where it isn't known what the replica has."""
         tensors = changed or tuple(self._all_tensors())
-        push_id = replica.stage(self._weights, version.step, tensors, self._dtype, take_over)
+        given = (self._weights, version.step, tensors, self._dtype, take_over)
+        push_id = self._call(replica, Replica.stage, *given)
         self.bytes_pushed += sum(tensor.numel() for _, tensor in tensors) * self._dtype.itemsize
         return push_id
+
+    def _version(self, replica: Replica) -> ModelVersion:
+        return self._call(replica, Replica.version)
+
+    def _call(
+        self,
+        replica: Replica,
+        ask: Callable[Concatenate[Replica, Given], ResultT],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> ResultT:
+        """What `ask` gets of the replica; a call that hangs can be seen meanwhile."""
+        with self._patience.calling(replica.endpoint):
+            return ask(replica, *args, **kwargs)
 
 
 def _in_parallel(act: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> list[ResultT | Exception]:

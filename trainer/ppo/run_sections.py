@@ -31,9 +31,10 @@ class ServicesSection(Section):
     connect_timeout: Seconds = 120.0
     """Seconds that the services may take to be ready before the first step; they may still be loading."""
     call_timeout: Seconds = 300.0
-    """Seconds that one call may take."""
+    """Seconds that one call may take, of judges that are services, too."""
     patience: Seconds = 180.0
-    """Seconds that a service may be away during the run, before the run stops with a checkpoint."""
+    """Seconds, from the first call that failed, for which it is made again before the run stops with a
+    checkpoint. With that call and the last one, the wait is patience + 2 · call_timeout at most."""
     hedge_after: Seconds | None = None
     """Seconds without an answer after which a call of reference or reward is made a second time; never if
     unset."""

@@ -118,6 +118,13 @@ def test_the_gateway_has_the_options_of_all_but_reflection():
     assert said - known == {"--no-reflection"}
 
 
+def test_a_stage_has_the_options_of_all_but_texts_in_the_log():
+    stage = typer.main.get_command(trainer_main.build_app()).commands["ppo"]
+    known = {name for each in stage.params for name in (*each.opts, *each.secondary_opts)}
+    said = {codes(option)[0] for option, *_ in rows(PARTS["Security"]) if option}
+    assert said - known == {"--log-texts"}
+
+
 def test_arguments_of_clients():
     known = inspect.signature(Connection.__init__).parameters
     said = {codes(argument)[0] for argument, *_ in rows(PARTS["Clients"])[:7]}

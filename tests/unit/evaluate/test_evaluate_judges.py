@@ -1,5 +1,7 @@
 """Judges: plug-ins asked with texts, reward models in ids or text; none is believed blindly."""
 
+import re
+
 import pytest
 import torch
 from tiny_reward_models import save_reward_model
@@ -9,6 +11,7 @@ from lm.errors import ModelLoadError
 from lm.loading import load_reward_model
 from lm.placement import choose_placement
 from lm.tokenizer import tokenizer_sha256
+from trainer.__main__ import report
 from trainer.data import Context
 from trainer.evaluate.config import JudgeSection
 from trainer.evaluate.judges import judge_all, load_judges, model_judge, plugin_judge
@@ -57,6 +60,18 @@ def test_a_plugin_may_say_that_it_cannot_judge(plugin):
 def test_answers_that_are_not_one_finite_number_each_are_refused(plugin, body, says):
     with pytest.raises(JudgeError, match=says):
         judge_all("mine", plugin(body), [sample("a"), sample("b")])
+
+
+def test_what_a_plugin_says_when_it_fails_is_left_to_debug(plugin, capsys, caplog):
+    judge = plugin("raise ValueError('can not read ' + responses[0])")
+    with pytest.raises(JudgeError) as caught:
+        judge([sample("kestrel")])
+    for debug in (False, True):
+        assert report(caught.value, debug) == 64
+        assert ("ValueError: can not read kestrel" in caplog.text) is debug
+    told = capsys.readouterr().err
+    assert "kestrel" not in told
+    assert re.search(r"judge '.*/judge\d+\.py:judge' failed: ValueError at .*/judge\d+\.py:2 \(--debug", told)
 
 
 def hf_score(folder, ids):

@@ -132,6 +132,49 @@ def test_an_answer_in_between_begins_the_wait_anew(clock):
     assert clock.pauses == pytest.approx([0.2, 0.4, 0.8, 0.2])
 
 
+def test_patience_is_counted_from_the_first_failure_however_long_that_call_took(clock):
+    made = []
+
+    def hang():
+        made.append(clock.now)
+        clock.now += 300
+        raise DeadlineExceeded("no answer within 300.0 s")
+
+    with pytest.raises(RoleUnavailable, match=r"\(600 s\): no answer within 300"):
+        Patience(180).call(REWARD, hang)
+    assert made == [1000.0, pytest.approx(1300.2)]
+
+
+def test_a_call_that_hangs_is_told_once_while_it_lasts(monkeypatch, caplog):
+    monkeypatch.setattr(patience, "SLOW_S", 0.05)
+    patient, until = Patience(60), time.monotonic() + 10
+    with patient.calling(REWARD):
+        assert not patient.waits_for("reward")
+        while not caplog.messages and time.monotonic() < until:
+            time.sleep(0.01)
+        assert patient.waits_for("reward") and not patient.waits_for("reference")
+        time.sleep(0.2)
+    assert not patient.waits_for("reward")
+    assert caplog.messages == [f"{REWARD} has not answered for 0 s; waiting until the call ends"]
+
+
+def test_a_call_that_ends_in_time_is_no_wait(monkeypatch, caplog):
+    monkeypatch.setattr(patience, "SLOW_S", 0.05)
+    patient = Patience(60)
+    assert patient.call(REWARD, failing()) == "answer"
+    time.sleep(0.2)
+    assert not patient.waits_for("reward") and not caplog.messages
+
+
+def test_any_judge_is_waited_for_as_a_judge(clock):
+    patient = Patience(60)
+    with patient.wait() as waiting:
+        waiting.pause(
+            Away(Endpoint("judge my own", "host:6", "evaluation.judges.my own.reward"), Unavailable(""))
+        )
+        assert patient.waits_for("judge") and not patient.waits_for("reward")
+
+
 def test_nobody_is_waited_for_once_patience_has_ended(clock):
     patient = Patience(3)
     with pytest.raises(RoleUnavailable):

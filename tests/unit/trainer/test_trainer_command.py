@@ -52,6 +52,11 @@ def test_a_stage_gets_its_configuration_and_options(stage: ModuleType, toml: str
     assert options == RunOptions(True, False, "127.0.0.1:1", "127.0.0.1:2", True)
 
 
+def test_reflection_is_there_unless_it_is_left_out(stage: ModuleType, toml: str):
+    assert command.main(["sft", toml, "--no-reflection"]) == command.main(["sft", toml]) == 0
+    assert [options.reflection for _, options in stage.calls] == [False, True]
+
+
 def test_print_config_prints_what_reads_back(
     stage: ModuleType, toml: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -92,7 +92,7 @@ BAD: list[tuple[Reader, Any, str]] = [
     (read_texts, {"text": True}, "line 1: text: is true or false"),
     (read_demonstrations, {"prompt": "a"}, "line 1: completion: is missing; the line has prompt"),
     (read_demonstrations, {"prompt": "", "completion": "x"}, "line 1: prompt: is empty"),
-    (read_demonstrations, {"messages": [USER]}, "line 1: messages: ends in a turn of 'user'"),
+    (read_demonstrations, {"messages": [USER]}, "line 1: messages: ends in a turn of another role; the last"),
     (read_demonstrations, {"messages": [ASSISTANT]}, "line 1: messages: holds the answer only"),
     (read_demonstrations, {"messages": [USER, ASSISTANT], "prompt": "x"}, "messages: stands beside prompt"),
     (
@@ -113,6 +113,11 @@ BAD: list[tuple[Reader, Any, str]] = [
     ),
     (read_rankings, {"prompt": "p", "completions": ["x", "y"], "ranks": [1, 1.5]}, r"ranks\[1\]: is 1.5"),
     (read_rankings, {"prompt": "p", "completions": ["x", "y"], "ranks": [True, 2]}, r"ranks\[0\]: is true"),
+    (
+        read_rankings,
+        {"prompt": "p", "completions": ["x", "y"], "ranks": ["x", 2]},
+        r"ranks\[0\]: is a text; it",
+    ),
     (
         read_rankings,
         {"prompt": "p", "completions": ["x", ""], "ranks": [1, 2]},
@@ -140,6 +145,28 @@ def test_what_is_wrong_is_named(write: Callable[..., Path], reader: Reader, line
         reader(path)
     assert str(caught.value).startswith(f"{path} line 1: ")
     assert caught.value.exit_code == 64
+
+
+WORD = "kestrel"
+MIXED_UP = [
+    (read_rankings, {"prompt": "p", "completions": ["x", "y"], "ranks": [WORD, 2]}),
+    (read_rankings, {"prompt": "p", "completions": ["x", "y"], "ranks": [[WORD], 2]}),
+    (read_rankings, {"prompt": "p", "completions": ["x", "y"], "ranks": [{WORD: WORD}, 2]}),
+    (read_rankings, {"prompt": "p", "completions": WORD, "ranks": [1, 2]}),
+    (read_rankings, {"prompt": "p", "chosen": "x", "rejected": "y", "labeler": [WORD]}),
+    (read_demonstrations, {"messages": [USER, {"role": WORD, "content": "hello"}]}),
+    (read_prompts, {"messages": [WORD]}),
+    (read_prompts, {"prompt": f"{WORD}\ud800"}),
+    (read_prompts, f'{{"prompt": "{WORD}"'),
+    (read_prompts, f'"{WORD}"'),
+]
+
+
+@pytest.mark.parametrize(("reader", "line"), MIXED_UP)
+def test_what_people_wrote_is_in_no_error(write: Callable[..., Path], reader: Reader, line: Any):
+    with pytest.raises(DataError) as caught:
+        reader(write(line if isinstance(line, str) else json.dumps(line)))
+    assert WORD not in str(caught.value)
 
 
 def test_line_37_is_line_37(write: Callable[..., Path]):
