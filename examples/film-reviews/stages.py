@@ -1,6 +1,7 @@
 """The parts of the quickstart, each a process of its own, started as a person would start it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -194,6 +195,10 @@ def _run(*command: str) -> None:
         process.terminate()
         _settle(process)
         raise
+    if code < 0:
+        why = "; most likely it needed more memory than there is for it" if code == -signal.SIGKILL else ""
+        print(f"killed by signal {-code}{why}: {' '.join(command[1:4])} …", file=sys.stderr)
+        code = 128 - code  # as a shell says it
     if code:
         raise StageFailed(code)
 

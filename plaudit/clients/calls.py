@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from plaudit.clients.channel import Connection, Method, RequestT, ResponseT, check_size
-from plaudit.clients.connectivity import is_ready, is_ready_async
+from plaudit.clients.connectivity import is_ready, is_ready_async, is_unresolved
 from plaudit.clients.hedging import first_answer, first_answer_async
 from plaudit.clients.opened_stream import OpenedStream
 from plaudit.clients.tls import Channels
@@ -51,6 +51,8 @@ class Client(Connection):
                 except grpc.RpcError as error:
                     channel = self._channels[attempt.channel_index]
                     failure = tries.failure(attempt, error, partial(is_ready, channel))
+                    if is_unresolved(error):
+                        self._opened.renew(channel)
                     pause = tries.pause_after(failure)
                     if pause is None or self._closed.wait(pause):
                         raise failure from error
@@ -180,6 +182,8 @@ class AsyncClient(Connection):
                 except grpc.RpcError as error:
                     channel = self._channels[attempt.channel_index]
                     failure = tries.failure(attempt, error, partial(is_ready_async, channel))
+                    if is_unresolved(error):
+                        self._opened.renew(channel)
                     pause = tries.pause_after(failure)
                     if pause is None or await self._closes_within(pause):
                         raise failure from error

@@ -117,6 +117,8 @@ class Connection:
     """Whether calls build on each other and so must reach the same server."""
     _may_hedge: ClassVar[bool] = False
     """Whether a second call costs no more than its work, and comes to the same."""
+    _token_needs: ClassVar[str] = "tls_ca (PLAUDIT_TLS_CA), or insecure=True (PLAUDIT_INSECURE=1)"
+    """By which a token may go to another machine."""
     _closed: threading.Event | asyncio.Event
 
     def __init__(
@@ -191,13 +193,16 @@ class Connection:
 
     def _check_token(self) -> None:
         far = next((target for target in self.targets if not is_loopback(target)), None)
-        if self._token.now() and self._tls is None and not self._insecure and far is not None:
+        if self._shows_tokens() and self._tls is None and not self._insecure and far is not None:
             where = far.removeprefix("dns:///")
             raise InvalidArgument.at(
                 "token",
-                f"would go to {where} for all on the way to read; give tls_ca (PLAUDIT_TLS_CA), "
-                "or insecure=True (PLAUDIT_INSECURE=1) if the network is trusted",
+                f"would go to {where} for all on the way to read; give {self._token_needs} if the network is "
+                "trusted",
             )
+
+    def _shows_tokens(self) -> bool:
+        return bool(self._token.now())
 
     def _checked_hedge(self, seconds: float | None) -> float | None:
         if seconds is not None and not self._may_hedge:

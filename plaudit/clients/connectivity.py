@@ -1,4 +1,6 @@
-"""Whether a channel has a connection now: errors say it, since gRPC's own don't."""
+"""Whether a channel has a connection now, or not even an address: errors say it, since gRPC's own don't."""
+
+import re
 
 import grpc
 import grpc.aio
@@ -22,3 +24,10 @@ def is_ready(channel: grpc.Channel) -> bool:
 def is_ready_async(channel: grpc.aio.Channel) -> bool:
     """As is_ready."""
     return channel.get_state() is grpc.ChannelConnectivity.READY
+
+
+def is_unresolved(error: grpc.RpcError) -> bool:
+    """Whether a call failed because there was no address to the name; gRPC tells it in words only."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and bool(
+        re.match(r"errors resolving |DNS resolution failed", error.details() or "")
+    )

@@ -17,6 +17,8 @@ File: TypeAlias = str | os.PathLike[str]
 
 CHECK_S = 10.0
 """How often the files are looked at while calls are made."""
+RENEW_S = 5.0
+"""How often a channel is opened anew at most, because there is no address to its name."""
 MOST_READS = 5
 """Times in a row that files may change while they are read."""
 
@@ -95,6 +97,9 @@ class Channels(Generic[ChannelT]):
 
     Those from before stay open until the files change again, for the calls on them. Files that can't be
     used leave things as they are. Safe to use from many threads.
+
+    gRPC asks ever more seldom for a name that isn't there, up to once in two minutes, and can't be told
+    otherwise; a new channel asks at once.
     """
 
     def __init__(
@@ -108,7 +113,8 @@ class Channels(Generic[ChannelT]):
         self._close = close
         self._lock = threading.Lock()
         self._seen: object = None
-        self._checked = 0.0
+        self._checked = self._renewed = 0.0
+        self._credentials: grpc.ChannelCredentials | None = None
         self._now: list[ChannelT] = []
         self._before: list[ChannelT] = []
 
@@ -124,6 +130,14 @@ class Channels(Generic[ChannelT]):
         """Those that are open."""
         return [*self._before, *self._now]
 
+    def renew(self, unresolved: ChannelT) -> None:
+        """Puts a new channel in the place of one to whose name there was no address, and so no connection."""
+        with self._lock:
+            if unresolved in self._now and time.monotonic() >= self._renewed + RENEW_S:
+                place, opened = self._now.index(unresolved), self._open_all(self._credentials)
+                self._now = [*self._now[:place], opened[place], *self._now[place + 1 :]]
+                self._renewed = time.monotonic()
+
     def _refresh(self) -> None:
         self._checked = time.monotonic()
         if self._files is None:
@@ -132,10 +146,12 @@ class Channels(Generic[ChannelT]):
         try:
             if self._files.read() != self._seen:
                 ca, cert, key = found = self._files.read_whole()
-                opened = self._open_all(grpc.ssl_channel_credentials(ca, key, cert))
+                credentials = grpc.ssl_channel_credentials(ca, key, cert)
+                opened = self._open_all(credentials)
                 for channel in self._before:
                     self._close(channel)
                 self._before, self._now, self._seen = self._now, opened, found
+                self._credentials = credentials
         except InvalidArgument:
             if not self._now:
                 raise

@@ -1,9 +1,11 @@
 """Who may ask the gateway, where it asks: a path needs a scope, and what has none isn't there.
 
-Without a tokens file or an issuer of JWTs none of this stands in the way, and the reward service sees its
-callers' own tokens.
+Without a tokens file or an issuer of JWTs nothing but certificates, where TLS asks for them, stands in the
+way, and the reward service sees its callers' own tokens.
 """
 
+import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,7 +23,8 @@ from services.gateway.upstream import on_behalf
 from services.rpc.access import Admission, Shown
 from services.rpc.quotas import Quotas
 from services.rpc.scopes import OPEN
-from services.rpc.tokens import Tokens, identity
+from services.rpc.tls import check_again
+from services.rpc.tokens import Refused, Tokens, identity
 
 if TYPE_CHECKING:
     from services.rpc.oidc import Issuer
@@ -46,7 +49,11 @@ ROUTES = {
 }
 """The scope of each path, whatever the method."""
 CERTIFICATE = "plaudit.certificate"
-"""Where a request's ASGI state has the names in its caller's certificate."""
+"""Where a request's ASGI state has the names in its caller's certificate ..."""
+TLS = "plaudit.tls"
+"""... and the connection by which it was shown."""
+
+log = logging.getLogger("services.rpc.access")
 
 
 class HttpAccess:
@@ -94,6 +101,29 @@ class HttpAccess:
         identity.set(caller)
         told = Headers(scope=scope).get("x-plaudit-caller")
         on_behalf.set(replace(on_behalf.get(), caller=caller.name_of(told)))
+
+
+class HttpCertificates:
+    """Turns away whose certificate is good no more: connections last longer than their handshake."""
+
+    def __init__(self, app: ASGIApp, context: Callable[[], ssl.SSLContext], metrics: HttpMetrics) -> None:
+        """`context` tells by which CAs a caller would be let in now."""
+        self._app = app
+        self._context = context
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ProblemError, which ends the connection: so that the log isn't filled takes no more."""
+        if connection := scope.get("state", {}).get(TLS):
+            try:
+                check_again(connection, self._context())
+            except Refused as refused:
+                shown = _shown(scope)
+                self._metrics.refused.labels(refused.reason).inc()
+                log.warning("%s refused to %s: %s", shown.what, shown.peer, refused)
+                status, code = HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"
+                raise ProblemError(status, code, str(refused), is_last=True) from None
+        await self._app(scope, receive, send)
 
 
 class HealthAlone:

@@ -5,16 +5,19 @@ What comes over it and is no HTTP has a problem for an answer, as what the app r
 
 import asyncio
 import logging
+import random
+import time
 from contextvars import copy_context
 from http import HTTPStatus
 
 import h11
 from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from services.gateway import problems
-from services.gateway.access import CERTIFICATE
+from services.gateway.access import CERTIFICATE, TLS
 from services.gateway.problems import ProblemError
 from services.rpc import logs
 from services.rpc.tls import subject_names
@@ -23,6 +26,9 @@ HEAD_S = 30.0
 """A request's head is whole so soon after its first byte, or after a connection begins; nginx takes 60 s."""
 UNREAD_S = 60.0
 """An answer that isn't taken for so long is taken by nobody."""
+AGE_S = 300.0
+"""A connection's first answer after that is its last one. Give or take a tenth, as with gRPC: those that were
+made at once don't come back at once."""
 
 log = logging.getLogger("services.gateway.connection")
 
@@ -30,14 +36,16 @@ log = logging.getLogger("services.gateway.connection")
 class Connection(H11Protocol):
     """uvicorn's, which has a time limit for none but what is idle between two requests.
 
-    The state of its requests has the names in the caller's certificate, where TLS asks for one.
+    Nor an age. The state of its requests has the caller's certificate, where TLS asks for one.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As H11Protocol, whose scope has no place for certificates."""
         super().connection_made(transport)
         if certificate := transport.get_extra_info("peercert"):
-            self.app_state = {**self.app_state, CERTIFICATE: subject_names(certificate)}
+            shown = {CERTIFICATE: subject_names(certificate), TLS: transport.get_extra_info("ssl_object")}
+            self.app_state = {**self.app_state, **shown}
+        self.app = _Ageing(self.app, time.monotonic() + AGE_S * random.uniform(0.9, 1.1))
         self._head, self._unread = _Wait(transport), _Wait(transport)
         self._head.begin(HEAD_S)
 
@@ -99,6 +107,24 @@ class Connection(H11Protocol):
         super().timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
+
+
+class _Ageing:
+    """The app of one connection, which says in the first answer after a time that it is the last one."""
+
+    def __init__(self, app: ASGIApp, until: float) -> None:
+        self._app = app
+        self.until = until
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start" and time.monotonic() > self.until:
+                message = {**message, "headers": [*message.get("headers", ()), CLOSE_HEADER]}
+            await send(message)
+
+        await self._app(scope, receive, send_on)
 
 
 class _Wait:

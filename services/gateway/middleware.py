@@ -6,12 +6,14 @@ import logging
 import math
 import re
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import problems
+from services.gateway.body_room import BodyRoom
 from services.gateway.metrics import HttpMetrics
 from services.gateway.problems import ProblemError
 from services.gateway.spans import trace_refusal
@@ -22,6 +24,8 @@ DEFAULT_TIMEOUT_S = 60.0
 MAX_TIMEOUT_S = 600.0
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """The event loop parses a body; four million tokens of English are about that much."""
+BODY_S = 60.0
+"""A body is whole so soon after its head, however long its answer is of use."""
 CLIENT_CLOSED_REQUEST = 499
 """What nginx logs for a caller that hung up; nobody receives it."""
 OPERATIONS = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -87,13 +91,17 @@ class WholeRequests:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._room = BodyRoom()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ProblemError for a body that is too large or too slow, and CallerGone."""
+        """Raises ProblemError for a body that is too large, too slow or one too many, and CallerGone."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await _body(scope, receive)
+        with self._room.body() as take:
+            await self._answer(await _body(scope, receive, take), scope, receive, send)
+
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         started = asyncio.Event()
 
         async def send_on(message: Message) -> None:
@@ -185,26 +193,31 @@ def _timeout(headers: Headers) -> float:
     return seconds
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
+async def _body(scope: Scope, receive: Receive, take: Callable[[int], None]) -> bytes:
     announced = Headers(scope=scope).get("content-length", "0")
     if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
         raise _too_large()
-    parts, size, more = [], 0, True
+    parts: list[bytes] = []
+    size, more = 0, True
     try:
-        async with asyncio.timeout(on_behalf.get().deadline - time.monotonic()):
+        async with asyncio.timeout(min(BODY_S, on_behalf.get().deadline - time.monotonic())):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise CallerGone
-                parts.append(message.get("body", b""))
+                part = message.get("body", b"")
                 more = message.get("more_body", False)
-                if (size := size + len(parts[-1])) > MAX_BODY_BYTES:
+                if (size := size + len(part)) > MAX_BODY_BYTES:
                     raise _too_large()
+                take(len(part))
+                parts.append(part)
+        return b"".join(parts)
     except TimeoutError:
         raise ProblemError(
             HTTPStatus.REQUEST_TIMEOUT, "DEADLINE_EXCEEDED", "the body didn't arrive in time"
         ) from None
-    return b"".join(parts)
+    finally:
+        parts.clear()  # a refusal's stack would hold them until somebody takes the answer
 
 
 def _too_large() -> ProblemError:

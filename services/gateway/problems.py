@@ -55,13 +55,17 @@ class ProblemError(Exception):
         detail: str,
         violations: Sequence[Violation] = (),
         retry_after: float | None = None,
+        *,
+        is_last: bool = False,
     ) -> None:
+        """`is_last` ends the connection with it."""
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.violations = tuple(violations)
         self.retry_after = retry_after
+        self.is_last = is_last
 
     @classmethod
     def at(cls, field: str, description: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> "ProblemError":
@@ -136,6 +140,8 @@ def response(error: ProblemError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status is HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
+    if error.is_last:
+        headers["connection"] = "close"
     return JSONResponse(
         problem.model_dump(exclude_none=True), error.status, headers=headers, media_type=MEDIA_TYPE
     )

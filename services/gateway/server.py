@@ -48,7 +48,9 @@ class Gateway:
         self._issuer = open_issuer(options.security, metrics)
         tokens, certificate = self._tokens, self._certificate
         callers = None if tokens is None else lambda: tokens.value
-        app = gateway_app(_upstream(reward, options), metrics, callers, self._issuer, options.log_texts)
+        context = None if certificate is None else lambda: certificate.value
+        upstream = _upstream(reward, options)
+        app = gateway_app(upstream, metrics, callers, self._issuer, options.log_texts, context)
         if options.log_texts:
             log.warning(ANNOUNCEMENT)
         tls = None if certificate is None else newest_context(certificate)
@@ -177,12 +179,15 @@ async def serve(reward: Sequence[str], options: ServerOptions) -> int:
 
 
 def _upstream(reward: Sequence[str], options: ServerOptions) -> Upstream:
-    """Lends the gateway's own token only where the gateway asks who calls. Raises OptionError."""
-    token, file = "", None
-    if options.security.names_callers:
+    """Lends the gateway's own token only where the gateway asks who calls; else it passes callers' on.
+
+    Raises OptionError.
+    """
+    token, file, asks = "", None, options.security.names_callers
+    if asks:
         token, file = options.token or "", options.token_file
     try:
-        return Upstream(list(reward), token, options.insecure, file)
+        return Upstream(list(reward), token, options.insecure, file, passes_on=not asks)
     except InvalidArgument as error:
         raise OptionError(f"--reward: {error.reason}") from None
 

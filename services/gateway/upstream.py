@@ -51,18 +51,24 @@ on_behalf: ContextVar[OnBehalf] = ContextVar("on_behalf")
 class Upstream(AsyncRewardClient):
     """AsyncRewardClient whose calls carry the name, token, request id and deadline of `on_behalf`."""
 
+    _token_needs = "PLAUDIT_TLS_CA, or --insecure (PLAUDIT_INSECURE=1)"
+
     def __init__(
         self,
         addresses: list[str],
         token: str = "",
         insecure: bool = False,
         token_file: Path | None = None,
+        *,
+        passes_on: bool = False,
     ) -> None:
-        """`token` is the gateway's own; it goes over the network in plaintext only where that is `insecure`.
+        """`token` is the gateway's own, or it `passes_on` those of callers.
 
         `token_file` holds it in its place, and is read again when it changes. Raises InvalidArgument for an
-        address or file that can't be.
+        address or file that can't be, and where tokens would go over the network in plaintext and that isn't
+        said to be `insecure`.
         """
+        self._passes_on = passes_on
         super().__init__(
             addresses,
             token=token if token_file is None else None,
@@ -70,6 +76,10 @@ class Upstream(AsyncRewardClient):
             max_in_flight=MAX_IN_FLIGHT,
             insecure=insecure or None,
         )
+
+    def _shows_tokens(self) -> bool:
+        """Whether calls show any."""
+        return self._passes_on or super()._shows_tokens()
 
     @property
     def authorization(self) -> str:

@@ -69,7 +69,22 @@ def test_the_gateways_own_token_leaves_the_machine_in_plaintext_only_where_that_
     with pytest.raises(OptionError, match=r"--reward: token: would go to reward\.example"):
         Gateway(far, asking)
     Gateway(far, replace(asking, insecure=True))
-    Gateway(far, replace(asking, security=Security()))
+
+
+def test_callers_tokens_leave_the_machine_in_plaintext_only_where_that_is_asked_for(
+    pems, tmp_path, monkeypatch
+):
+    far, passing_on = [NOWHERE, "reward.example.org:50052"], ServerOptions(token="own")
+    with pytest.raises(
+        OptionError, match=r"--reward: token: would go to reward\..* PLAUDIT_TLS_CA, or --insecure"
+    ):
+        Gateway(far, passing_on)
+    Gateway(far, replace(passing_on, insecure=True))
+    Gateway([NOWHERE, "localhost:50052", "[::1]:50052"], passing_on)
+    file = write_tokens(tmp_path / "tokens.toml")
+    Gateway(far, ServerOptions(security=Security(tokens=file)))  # which asks by itself, and has none to show
+    monkeypatch.setenv("PLAUDIT_TLS_CA", str(pems.ca_file))
+    Gateway(far, passing_on)
 
 
 def test_files_that_are_none_are_named(tmp_path):

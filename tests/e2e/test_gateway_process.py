@@ -155,6 +155,6 @@ def test_the_process_ends_with_that_code():
 def test_a_port_that_is_taken_is_one_line_and_69():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, said = refused("--reward", "a:1", "--address", address)
+        code, said = refused("--reward", "127.0.0.1:1", "--address", address)
     assert code == 69
     assert said == f"gateway: can't listen on {address}: Address already in use; choose another port"

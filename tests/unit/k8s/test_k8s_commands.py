@@ -55,8 +55,11 @@ READ_BY = {  # environment key → where it is read
     "MASTER_ADDR": "torch.distributed.rendezvous",
     "MASTER_PORT": "torch.distributed.rendezvous",
 }
-OF_OTHERS = {"HOME", "OMP_NUM_THREADS", "PIP_INDEX_URL", "VLLM_CACHE_ROOT", "VLLM_NO_USAGE_STATS"}
-"""Read by the system, OpenMP, pip, and vLLM, which isn't installed here."""
+OF_OTHERS = {
+    *("HOME", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS", "PIP_INDEX_URL"),
+    *("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "VLLM_CACHE_ROOT", "VLLM_NO_USAGE_STATS"),
+}
+"""Read by the system and its C library, OpenMP, pip, oneDNN, and vLLM, which isn't installed here."""
 
 
 @pytest.fixture(params=SCENES)
