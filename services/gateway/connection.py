@@ -26,6 +26,8 @@ HEAD_S = 30.0
 """A request's head is whole so soon after its first byte, or after a connection begins; nginx takes 60 s."""
 UNREAD_S = 60.0
 """An answer that isn't taken for so long is taken by nobody."""
+LINGER_S = 2.0
+"""For so long what still comes of a broken request is read, for nobody."""
 AGE_S = 300.0
 """A connection's first answer after that is its last one. Give or take a tenth, as with gRPC: those that were
 made at once don't come back at once."""
@@ -46,13 +48,19 @@ class Connection(H11Protocol):
             shown = {CERTIFICATE: subject_names(certificate), TLS: transport.get_extra_info("ssl_object")}
             self.app_state = {**self.app_state, **shown}
         self.app = _Ageing(self.app, time.monotonic() + AGE_S * random.uniform(0.9, 1.1))
-        self._head, self._unread = _Wait(transport), _Wait(transport)
+        self._head, self._unread, self._rest = _Wait(transport), _Wait(transport), _Wait(transport)
         self._head.begin(HEAD_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Nothing more is made of the rest of a broken request."""
+        if not self._rest.has_begun:
+            super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is waited for."""
         self._head.end()
         self._unread.end()
+        self._rest.end()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
@@ -75,7 +83,18 @@ class Connection(H11Protocol):
             copy_context().run(self._refuse, Headers(raw=self.headers), self.scope["method"] != "HEAD")
         if self.cycle:
             self.cycle.disconnected = True  # else the route's own answer would be that second one
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Ends the connection, but reads what is on its way: closed over it, it would be reset, and the
+        answer with it.
+        """
+        if not self.transport.can_write_eof():  # by TLS
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._rest.begin(LINGER_S)
 
     def _refuse(self, headers: Headers, with_body: bool = True) -> None:
         """In a context of its own, since it sets the request's id."""
@@ -138,6 +157,11 @@ class _Wait:
         """From now on, unless it has begun."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it lasts."""
+        return self._timer is not None
 
     def end(self) -> None:
         """What was waited for is there."""

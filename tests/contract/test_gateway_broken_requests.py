@@ -3,9 +3,12 @@
 import json
 import logging
 import socket
+import time
 
 import pytest
 from gateway_server import gateway_in_background, wait_until
+
+from services.gateway import connection
 
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n"
 CHUNKED = b"%s HTTP/1.1\r\nhost: gateway\r\ntransfer-encoding: chunked\r\nx-request-id: mine\r\n%s\r\n"
@@ -86,6 +89,21 @@ def test_the_answer_to_head_has_no_body(line):
 def test_a_broken_head_is_a_problem(head, line):
     line.sendall(head)
     assert len(problem(until_its_end(line))["request_id"]) == 32
+
+
+def test_what_comes_behind_a_broken_head_costs_nobody_the_answer(line):
+    """Megabytes that were on their way: a connection that is closed over them is reset."""
+    line.sendall(b"x" * 100_000)
+    time.sleep(0.05)
+    line.sendall(b"y" * 100_000)
+    problem(until_its_end(line))
+
+
+def test_nor_is_it_read_for_long(line, gateway, monkeypatch):
+    monkeypatch.setattr(connection, "LINGER_S", 0.1)
+    line.sendall(b"GET /\0 HTTP/1.1\r\n\r\n")
+    problem(until_its_end(line))
+    wait_until(lambda: not gateway._api.server_state.connections)
 
 
 def test_a_broken_head_behind_a_good_request_comes_second(line):
