@@ -5,7 +5,6 @@ way, and the reward service sees its callers' own tokens.
 """
 
 import logging
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -104,19 +103,17 @@ class HttpAccess:
 
 
 class HttpCertificates:
-    """Turns away whose certificate is good no more: connections last longer than their handshake."""
+    """Turns away whose certificate has expired: connections last longer than their handshake."""
 
-    def __init__(self, app: ASGIApp, context: Callable[[], ssl.SSLContext], metrics: HttpMetrics) -> None:
-        """`context` tells by which CAs a caller would be let in now."""
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
-        self._context = context
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ProblemError, which ends the connection: so that the log isn't filled takes no more."""
         if connection := scope.get("state", {}).get(TLS):
             try:
-                check_again(connection, self._context())
+                check_again(connection)
             except Refused as refused:
                 shown = _shown(scope)
                 self._metrics.refused.labels(refused.reason).inc()

@@ -1,6 +1,5 @@
 """The gateway as an ASGI application: its routes, what stands around them, and how it is described."""
 
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,21 +33,17 @@ def gateway_app(
     tokens: Callable[[], Tokens] | None = None,
     issuer: "Issuer | None" = None,
     log_texts: bool = False,
-    context: Callable[[], ssl.SSLContext] | None = None,
 ) -> ASGIApp:
     """The application; `upstream` is closed when it shuts down. Anybody may ask without `tokens`.
 
     `issuer` is whose JWTs are good beside them. With `log_texts` bodies, and what faults say, are logged.
-    `context` tells by which CAs callers' certificates are good now.
     """
     metrics = metrics or HttpMetrics()
     described = described_app(upstream, metrics)
     inner: ASGIApp = WholeRequests(HttpTexts(described) if log_texts else described)
     if tokens is not None:
         inner = HttpAccess(inner, tokens, metrics, lambda: upstream.authorization, issuer)
-    if context is not None:
-        inner = HttpCertificates(inner, context, metrics)
-    return Bookkeeping(inner, metrics, log_texts)
+    return Bookkeeping(HttpCertificates(inner, metrics), metrics, log_texts)
 
 
 def described_app(upstream: Upstream, metrics: HttpMetrics) -> FastAPI:

@@ -92,9 +92,12 @@ class Connection(H11Protocol):
         if not self.transport.can_write_eof():  # by TLS
             self.transport.close()
             return
-        self.transport.write_eof()
-        self.flow.resume_reading()
         self._rest.begin(LINGER_S)
+        self.flow.resume_reading()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the caller has left
+            self.transport.abort()
 
     def _refuse(self, headers: Headers, with_body: bool = True) -> None:
         """In a context of its own, since it sets the request's id."""

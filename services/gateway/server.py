@@ -48,9 +48,7 @@ class Gateway:
         self._issuer = open_issuer(options.security, metrics)
         tokens, certificate = self._tokens, self._certificate
         callers = None if tokens is None else lambda: tokens.value
-        context = None if certificate is None else lambda: certificate.value
-        upstream = _upstream(reward, options)
-        app = gateway_app(upstream, metrics, callers, self._issuer, options.log_texts, context)
+        app = gateway_app(_upstream(reward, options), metrics, callers, self._issuer, options.log_texts)
         if options.log_texts:
             log.warning(ANNOUNCEMENT)
         tls = None if certificate is None else newest_context(certificate)

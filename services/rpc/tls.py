@@ -1,7 +1,6 @@
 """TLS of a server: its certificate, the callers' CA, and the names in a caller's certificate.
 
-The files are PEM. What changes in them holds for the next handshake; connections that are open go on, those
-of HTTP as long as `check_again` lets them.
+The files are PEM. What changes in them holds for the next handshake; connections that are open go on.
 """
 
 import ssl
@@ -68,28 +67,11 @@ def newest_context(current: "Reloading[ssl.SSLContext]") -> ssl.SSLContext:
     return context
 
 
-def check_again(connection: ssl.SSLObject, current: ssl.SSLContext) -> None:
-    """Raises Refused for a connection whose caller's certificate a handshake by `current` wouldn't let in.
-
-    Each connection has the context of its own handshake, of which the CAs may be others.
-    """
+def check_again(connection: ssl.SSLObject) -> None:
+    """Raises Refused for a connection whose caller's certificate has expired since its handshake."""
     certificate = connection.getpeercert()
-    if not certificate:
-        return
-    if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
+    if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
         raise Refused("expired", "the certificate of this connection has expired; make another one")
-    if connection.context is current:
-        return
-    before, now = (set(each.get_ca_certs(binary_form=True)) for each in (connection.context, current))
-    chain = _verified_chain(connection)
-    if chain[-1] not in now or not before.intersection(chain) <= now:
-        raise Refused("unknown", "the CA of this connection's certificate isn't trusted any more")
-
-
-def _verified_chain(connection: ssl.SSLObject) -> list[bytes]:
-    """The caller's certificate, and on to its CA's; in DER."""
-    inner = connection._sslobj  # type: ignore[attr-defined]  # get_verified_chain is public from Python 3.13 on
-    return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in inner.get_verified_chain()]
 
 
 def server_credentials(

@@ -1,9 +1,12 @@
 """What is no HTTP is told so once, as a problem, and writes no stack into the log: raw sockets."""
 
+import contextlib
+import errno
 import json
 import logging
 import socket
 import time
+from asyncio import selector_events
 
 import pytest
 from gateway_server import gateway_in_background, wait_until
@@ -104,6 +107,18 @@ def test_nor_is_it_read_for_long(line, gateway, monkeypatch):
     line.sendall(b"GET /\0 HTTP/1.1\r\n\r\n")
     problem(until_its_end(line))
     wait_until(lambda: not gateway._api.server_state.connections)
+
+
+def test_who_breaks_off_just_then_leaves_no_fault(line, monkeypatch):
+    """Between the answer and the end of its half of the connection, which the kernel then refuses."""
+
+    def is_gone(transport):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(selector_events._SelectorSocketTransport, "write_eof", is_gone)
+    line.sendall(HEAD + b"zz\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        until_its_end(line)
 
 
 def test_a_broken_head_behind_a_good_request_comes_second(line):
