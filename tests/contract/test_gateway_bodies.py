@@ -51,8 +51,11 @@ def post(http, size):
 
 
 def held(gateway):
-    """Bytes."""
-    return gateway._api.config.loaded_app.app._app._room._held
+    """Bytes, in whichever of the applications around each other counts them."""
+    app = gateway._api.config.loaded_app.app
+    while not hasattr(app, "_room"):
+        app = app._app
+    return app._room._held
 
 
 def test_slow_callers_of_large_bodies_leave_room_to_small_ones(gateway, begin):
