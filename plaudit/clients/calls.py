@@ -15,7 +15,7 @@ from plaudit.clients.channel import Connection, Method, RequestT, ResponseT, che
 from plaudit.clients.connectivity import is_ready, is_ready_async, is_unresolved
 from plaudit.clients.hedging import first_answer, first_answer_async
 from plaudit.clients.opened_stream import OpenedStream
-from plaudit.clients.tls import Channels
+from plaudit.clients.tls import Channels, Line
 from plaudit.clients.tries import Attempt, Tries
 
 _to_bytes = methodcaller("SerializeToString")
@@ -28,16 +28,17 @@ class Client(Connection):
         self._slots = threading.Semaphore(self.max_in_flight)
         self._closed: threading.Event = threading.Event()
 
-        self._opened = Channels(self._tls, self._open, lambda channel: channel.close())
+        self._opened = Channels(self._tls, self._lines(), self._open, lambda channel: channel.close())
 
     @property
     def _channels(self) -> list[grpc.Channel]:
         return self._opened.now()
 
-    def _open(self, credentials: grpc.ChannelCredentials | None) -> list[grpc.Channel]:
+    def _open(self, line: Line, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        target, options = line
         if credentials is None:
-            return [grpc.insecure_channel(target, options) for target, options in self._lines()]
-        return [grpc.secure_channel(target, credentials, options) for target, options in self._lines()]
+            return grpc.insecure_channel(target, options)
+        return grpc.secure_channel(target, credentials, options)
 
     def _call(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None
@@ -159,16 +160,19 @@ class AsyncClient(Connection):
         self._closed: asyncio.Event = asyncio.Event()
         self._streaming = self._blocking()
         # Opened by the first call: a channel belongs to a loop.
-        self._opened = Channels(self._tls, self._open, lambda channel: asyncio.ensure_future(channel.close()))
+        self._opened = Channels(
+            self._tls, self._lines(), self._open, lambda channel: asyncio.ensure_future(channel.close())
+        )
 
     @property
     def _channels(self) -> list[grpc.aio.Channel]:
         return self._opened.now()
 
-    def _open(self, credentials: grpc.ChannelCredentials | None) -> list[grpc.aio.Channel]:
+    def _open(self, line: Line, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        target, options = line
         if credentials is None:
-            return [grpc.aio.insecure_channel(target, options) for target, options in self._lines()]
-        return [grpc.aio.secure_channel(target, credentials, options) for target, options in self._lines()]
+            return grpc.aio.insecure_channel(target, options)
+        return grpc.aio.secure_channel(target, credentials, options)
 
     async def _call(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout: float | None

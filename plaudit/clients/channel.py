@@ -22,7 +22,7 @@ from plaudit.clients.addresses import is_loopback, target_of
 from plaudit.clients.budget import Budget
 from plaudit.clients.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlauditError, Where
 from plaudit.clients.replicas import Replicas
-from plaudit.clients.tls import File, tls_files
+from plaudit.clients.tls import File, Line, tls_files
 from plaudit.clients.token import open_token
 from plaudit.clients.tries import Attempt, Tries
 
@@ -209,7 +209,7 @@ class Connection:
             raise InvalidArgument.at("hedge_after", f"is for reward and reference, not for {self._service}")
         return None if seconds is None else _checked_timeout(seconds, "hedge_after")
 
-    def _lines(self) -> list[tuple[str, list[tuple[str, Any]]]]:
+    def _lines(self) -> list[Line]:
         """Target and options of each channel; a second one to the only address where calls are hedged."""
         every = [(target, channel_options(target, self._tls_name)) for target in self.targets]
         return every * 2 if self._hedge_after is not None and len(every) == 1 else every

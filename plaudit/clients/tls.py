@@ -3,10 +3,10 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
 
@@ -22,6 +22,8 @@ RENEW_S = 5.0
 MOST_READS = 5
 """Times in a row that files may change while they are read."""
 
+Line: TypeAlias = tuple[str, list[tuple[str, Any]]]
+"""Target and options of a channel."""
 Contents: TypeAlias = tuple[bytes, bytes | None, bytes | None]
 """CA, certificate and key."""
 
@@ -105,11 +107,13 @@ class Channels(Generic[ChannelT]):
     def __init__(
         self,
         files: TlsFiles | None,
-        open_all: Callable[[grpc.ChannelCredentials | None], list[ChannelT]],
+        lines: Sequence[Line],
+        open_one: Callable[[Line, grpc.ChannelCredentials | None], ChannelT],
         close: Callable[[ChannelT], object],
     ) -> None:
         self._files = files
-        self._open_all = open_all
+        self._lines = lines
+        self._open_one = open_one
         self._close = close
         self._lock = threading.Lock()
         self._seen: object = None
@@ -134,9 +138,13 @@ class Channels(Generic[ChannelT]):
         """Puts a new channel in the place of one to whose name there was no address, and so no connection."""
         with self._lock:
             if unresolved in self._now and time.monotonic() >= self._renewed + RENEW_S:
-                place, opened = self._now.index(unresolved), self._open_all(self._credentials)
-                self._now = [*self._now[:place], opened[place], *self._now[place + 1 :]]
+                place = self._now.index(unresolved)
+                opened = self._open_one(self._lines[place], self._credentials)
+                self._now = [*self._now[:place], opened, *self._now[place + 1 :]]
                 self._renewed = time.monotonic()
+
+    def _open_all(self, credentials: grpc.ChannelCredentials | None) -> list[ChannelT]:
+        return [self._open_one(line, credentials) for line in self._lines]
 
     def _refresh(self) -> None:
         self._checked = time.monotonic()

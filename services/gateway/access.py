@@ -4,7 +4,8 @@ Without a tokens file or an issuer of JWTs nothing but certificates, where TLS a
 way, and the reward service sees its callers' own tokens.
 """
 
-import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -19,11 +20,10 @@ from services.gateway.metrics import HttpMetrics
 from services.gateway.middleware import peer_of
 from services.gateway.problems import ProblemError
 from services.gateway.upstream import on_behalf
-from services.rpc.access import Admission, Shown
+from services.rpc.access import Admission, Shown, tell_refused
 from services.rpc.quotas import Quotas
 from services.rpc.scopes import OPEN
-from services.rpc.tls import check_again
-from services.rpc.tokens import Refused, Tokens, identity
+from services.rpc.tokens import Tokens, identity
 
 if TYPE_CHECKING:
     from services.rpc.oidc import Issuer
@@ -49,10 +49,8 @@ ROUTES = {
 """The scope of each path, whatever the method."""
 CERTIFICATE = "plaudit.certificate"
 """Where a request's ASGI state has the names in its caller's certificate ..."""
-TLS = "plaudit.tls"
-"""... and the connection by which it was shown."""
-
-log = logging.getLogger("services.rpc.access")
+EXPIRES = "plaudit.expires"
+"""... and when that certificate expires, in Unix time."""
 
 
 class HttpAccess:
@@ -111,15 +109,10 @@ class HttpCertificates:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ProblemError, which ends the connection: so that the log isn't filled takes no more."""
-        if connection := scope.get("state", {}).get(TLS):
-            try:
-                check_again(connection)
-            except Refused as refused:
-                shown = _shown(scope)
-                self._metrics.refused.labels(refused.reason).inc()
-                log.warning("%s refused to %s: %s", shown.what, shown.peer, refused)
-                status, code = HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED"
-                raise ProblemError(status, code, str(refused), is_last=True) from None
+        if scope.get("state", {}).get(EXPIRES, math.inf) < time.time():
+            words = "the certificate of this connection has expired; make another one"
+            tell_refused(self._metrics, _shown(scope), "expired", words)
+            raise ProblemError(HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", words, is_last=True)
         await self._app(scope, receive, send)
 
 

@@ -17,10 +17,10 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from services.gateway import problems
-from services.gateway.access import CERTIFICATE, TLS
+from services.gateway.access import CERTIFICATE, EXPIRES
 from services.gateway.problems import ProblemError
 from services.rpc import logs
-from services.rpc.tls import subject_names
+from services.rpc.tls import certificate_end, subject_names
 
 HEAD_S = 30.0
 """A request's head is whole so soon after its first byte, or after a connection begins; nginx takes 60 s."""
@@ -45,7 +45,7 @@ class Connection(H11Protocol):
         """As H11Protocol, whose scope has no place for certificates."""
         super().connection_made(transport)
         if certificate := transport.get_extra_info("peercert"):
-            shown = {CERTIFICATE: subject_names(certificate), TLS: transport.get_extra_info("ssl_object")}
+            shown = {CERTIFICATE: subject_names(certificate), EXPIRES: certificate_end(certificate)}
             self.app_state = {**self.app_state, **shown}
         self.app = _Ageing(self.app, time.monotonic() + AGE_S * random.uniform(0.9, 1.1))
         self._head, self._unread, self._rest = _Wait(transport), _Wait(transport), _Wait(transport)

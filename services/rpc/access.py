@@ -159,11 +159,18 @@ class Admission:
         return PermissionDenied(words)
 
     def _refused(self, shown: Shown, reason: str, words: str, whose: str) -> None:
-        self._metrics.refused.labels(reason).inc()
         # Who fails all the time doesn't fill the log.
         level = logging.DEBUG if self._failures.wait(whose) else logging.WARNING
-        log.log(level, "%s refused to %s: %s", shown.what, shown.peer, words)
+        tell_refused(self._metrics, shown, reason, words, level)
         self._failures.count(whose)
+
+
+def tell_refused(
+    metrics: SecurityMetrics, shown: Shown, reason: str, words: str, level: int = logging.WARNING
+) -> None:
+    """Counts and logs a caller who is turned away."""
+    metrics.refused.labels(reason).inc()
+    log.log(level, "%s refused to %s: %s", shown.what, shown.peer, words)
 
 
 class Access(CallInterceptor):

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -168,7 +167,7 @@ def _wrap(
     for each in reversed(interceptors):
         if isinstance(each, CallInterceptor):
             inner = (_generating if yields else _running)(each, inner)
-        elif by_stream and (take := each.taking(handler.request_deserializer, by_stream)):
+        elif by_stream and (take := each.taking(handler.request_deserializer, True)):
             inner = _taking(take, inner)
 
     async def run(request: object, context: "Context") -> object:
@@ -186,18 +185,15 @@ def _arriving(
     interceptors: Sequence[CallInterceptor | Intake], read: "Reader", arrives_s: float
 ) -> Callable[[Call], Awaitable[object]]:
     """Waits for a call's one message, and shows it to each in turn."""
-    steps: list[Callable[[Any, Call], object]] = []
-    for each in interceptors:
-        if isinstance(each, CallInterceptor):
-            if _looks(each):
-                steps.append(partial(_shown_to, each))
-        elif take := each.taking(read, False):
-            steps.append(partial(_taken_by, take))
+    takes = [None if isinstance(each, CallInterceptor) else each.taking(read, False) for each in interceptors]
 
     async def arrived(call: Call) -> object:
         request: object = await _one_message(call.context, arrives_s)
-        for step in steps:
-            request = step(request, call)
+        for each, take in zip(interceptors, takes, strict=True):
+            if isinstance(each, CallInterceptor):
+                each.received(call, request)
+            elif take is not None:
+                request = take(request)
         return request
 
     return arrived
@@ -212,15 +208,6 @@ async def _one_message(context: "Context", seconds: float) -> bytes:
     if request is aio.EOF:
         raise InvalidInput.at("request", "there is none; send one message")
     return cast(bytes, request)
-
-
-def _shown_to(interceptor: CallInterceptor, request: object, call: Call) -> object:
-    interceptor.received(call, request)
-    return request
-
-
-def _taken_by(take: Callable[[Any], object], request: object, call: Call) -> object:
-    return take(request)
 
 
 def _running_of_one(

@@ -4,7 +4,6 @@ The files are PEM. What changes in them holds for the next handshake; connection
 """
 
 import ssl
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import grpc
 
 from services.rpc.options import OptionError, Security
 from services.rpc.reloading import Reloading
-from services.rpc.tokens import Refused
 
 Made = TypeVar("Made")
 
@@ -67,13 +65,6 @@ def newest_context(current: "Reloading[ssl.SSLContext]") -> ssl.SSLContext:
     return context
 
 
-def check_again(connection: ssl.SSLObject) -> None:
-    """Raises Refused for a connection whose caller's certificate has expired since its handshake."""
-    certificate = connection.getpeercert()
-    if certificate and ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
-        raise Refused("expired", "the certificate of this connection has expired; make another one")
-
-
 def server_credentials(
     certificate: "Reloading[grpc.ServerCertificateConfiguration]", needs_client: bool
 ) -> grpc.ServerCredentials:
@@ -112,6 +103,11 @@ def subject_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
     subject: Sequence[Sequence[tuple[str, str]]] = certificate.get("subject", ())
     common = [value for part in subject for key, value in part if key == "commonName"]
     return tuple(found or common)
+
+
+def certificate_end(certificate: Mapping[str, Any]) -> float:
+    """When it expires, in Unix time; of a certificate as in `subject_names`."""
+    return float(ssl.cert_time_to_seconds(certificate["notAfter"]))
 
 
 def _open(files: TlsFiles, make: Callable[[ssl.SSLContext, Sequence[bytes]], Made]) -> "Reloading[Made]":

@@ -88,8 +88,8 @@ class Waiting:
 
     def tell_slow(self, endpoint: Endpoint) -> None:
         """A call is under way, and has been for long."""
-        self.role = endpoint.role
         logger.warning("%s has not answered for %.0f s; waiting until the call ends", endpoint, SLOW_S)
+        self.role = endpoint.role
 
     def _unavailable(self, away: Away) -> RoleUnavailable:
         seconds = time.monotonic() - self._began

@@ -14,6 +14,17 @@
 {{- end }}
 {{- end }}
 
+{{/* What its Job makes of an end */}}
+{{- define "plaudit.failures" -}}
+rules:
+  - action: Ignore # a node was drained, a pod preempted
+    onPodConditions: [{type: DisruptionTarget, status: "True"}]
+  - action: Ignore # stopped
+    onExitCodes: {containerName: plaudit, operator: In, values: [75]}
+  - action: FailJob # 64: the configuration or the data is wrong, and will be next time
+    onExitCodes: {containerName: plaudit, operator: In, values: [64]}
+{{- end }}
+
 {{/* Its pod: that of a Job, of a JobSet with its rank, or of a TrainJob, which says itself what it runs */}}
 {{- define "plaudit.trainerPod" -}}
 metadata:
