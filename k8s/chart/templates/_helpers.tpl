@@ -198,7 +198,13 @@ securityContext:
 
 {{- define "plaudit.modelsVolume" -}}
 - name: models
-{{- if .Values.models.image }}
+{{- if .Values.models.fetch.url }}
+  ephemeral:
+    volumeClaimTemplate:
+      spec:
+        accessModes: [ReadWriteOnce]
+        resources: {requests: {storage: {{ .Values.models.storage }}}}
+{{- else if .Values.models.image }}
   image: {reference: {{ .Values.models.image | quote }}, pullPolicy: {{ .Values.image.pullPolicy }}}
 {{- else }}
   persistentVolumeClaim: {claimName: plaudit-models, readOnly: true}
@@ -231,9 +237,39 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* The pods of the quickstart wait for its models */}}
-{{- define "plaudit.wait" -}}
-{{- if .Values.quickstart.enabled }}
+{{/* Before a pod that reads models starts: it fetches them, or waits until the quickstart's are there */}}
+{{- define "plaudit.beforehand" -}}
+{{- if .Values.models.fetch.url }}
+initContainers:
+  - name: fetch-models
+    image: {{ .Values.models.fetch.image }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    terminationMessagePolicy: FallbackToLogsOnError
+    workingDir: /models
+    command:
+      - sh
+      - -euc
+      - | # what has begun to unpack is begun anew, and nothing unpacked that isn't what was meant
+        trap 'exit 143' TERM
+        if [ "$(cat .sha256 2>/dev/null)" = "$2" ]; then exit; fi
+        curl --fail --location --no-progress-meter --connect-timeout 30 --speed-limit 1024 --speed-time 60 \
+          --retry 5 --retry-connrefused --output .archive "$1" & wait $!
+        echo "$2  .archive" | sha256sum -c -
+        tar -x -f .archive & wait $!
+        rm .archive
+        echo "$2" > .sha256
+      - fetch-models
+    args:
+      - {{ .Values.models.fetch.url | quote }}
+      - {{ .Values.models.fetch.sha256 | quote }}
+    resources:
+      requests: {cpu: 100m, memory: 128Mi}
+      limits: {cpu: "1", memory: 128Mi}
+    securityContext:
+      {{- include "plaudit.containerSecurity" . | nindent 6 }}
+    volumeMounts:
+      - {name: models, mountPath: /models}
+{{- else if .Values.quickstart.enabled }}
 initContainers:
   - name: wait-for-models
     image: {{ include "plaudit.image" . }}

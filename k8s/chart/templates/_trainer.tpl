@@ -37,7 +37,7 @@ spec:
   automountServiceAccountToken: true # it asks where the policy's pods are
   priorityClassName: plaudit-training
   terminationGracePeriodSeconds: 600 # the step under way, and its checkpoint
-  {{- include "plaudit.wait" . | nindent 2 }}
+  {{- include "plaudit.beforehand" . | nindent 2 }}
   containers:
     - name: {{ ternary "node" "plaudit" (eq .Values.trainer.kind "TrainJob") }}
       image: {{ include "plaudit.image" . }}

@@ -30,6 +30,7 @@ BASES = {  # combinations, each of a base and components; what excludes each oth
     "everything+hpa+jobset": ("base", (*ALL, "autoscaling-hpa", "oci-models", "tls", "jobset")),
     "everything+keda+trainjob": ("base", (*ALL, "autoscaling-keda", "oci-models", "tls", "trainjob")),
     "local+monitoring": ("overlays/local", ("monitoring", "network-policies", "token", "quota")),
+    "production+fetched": ("overlays/production", ("fetched-models", "jobset")),
     "production+gpu": ("overlays/production", ("gpu", "vllm-policy", "oci-models")),
 }
 SCENES = tuple(BASES)

@@ -34,6 +34,8 @@ OVERLAYS = {
 }
 KEEP = "helm.sh/resource-policy"
 DIGEST = "registry.example.com/plaudit-models@sha256:" + "0" * 64
+FETCH = "models.fetch.url=https://models.example.com/plaudit-models.tar"
+FETCHED = f"{FETCH},models.fetch.sha256={'0' * 64}"
 OPTIONS = {  # values → the components that they stand for
     "autoscaling.by=hpa": ("autoscaling-hpa",),
     "autoscaling.by=keda": ("autoscaling-keda",),
@@ -44,6 +46,8 @@ OPTIONS = {  # values → the components that they stand for
     "monitoring.enabled=true,tls.enabled=true": ("tls", "monitoring-tls"),
     "networkPolicies.enabled=true": ("network-policies",),
     f"models.image={DIGEST}": ("oci-models",),
+    FETCHED: ("fetched-models",),
+    f"trainer.kind=TrainJob,{FETCHED}": ("fetched-models", "trainjob"),
     "oidc.issuer=https://idp.example.com,oidc.jwks=https://idp.example.com/keys": ("oidc",),
     "operatorAccess.enabled=true": ("operator-access",),
     "quota.enabled=true": ("quota",),
@@ -243,6 +247,11 @@ WRONG = {
     "oidc.issuer=https://idp.example.com": "oidc.jwks is the URL",
     "reward.resources.limits=null": "/reward/resources",
     "models.storage=much": "/models/storage",
+    FETCH: "/models/fetch/sha256",
+    f"{FETCHED}0": "/models/fetch/sha256",
+    "models.fetch.url=models.tar": "/models/fetch/url",
+    "models.fetch.image=curlimages/curl": "/models/fetch/image",
+    "models.fetch.image=curlimages/curl:latest": "/models/fetch/image",
 }
 
 

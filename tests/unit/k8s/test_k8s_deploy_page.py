@@ -112,19 +112,29 @@ def test_versions_are_those_that_are_tried():
     assert kubernetes_validate.latest_version().startswith(f"{NEWEST}.")
 
 
+def of_ones_own(scratch, overlay):
+    """The objects of the page's kustomization that has an overlay as its resource."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (text,) = (each for each in blocks if f"resources: [../plaudit/k8s/overlays/{overlay}]" in each)
+    own = text.replace("../plaudit/k8s", os.path.relpath(K8S, scratch.resolve()))
+    (scratch / "kustomization.yaml").write_text(own)
+    return kustomize(scratch)
+
+
 def test_the_overlay_of_ones_own_renders(tmp_path):
-    text = re.search(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]
-    here = tmp_path / "mine"
-    here.mkdir()
-    own = yaml.safe_load(text)
-    own["resources"] = [os.path.relpath(K8S / "overlays/production", here.resolve())]
-    assert text.count("../plaudit/k8s/overlays/production") == 1
-    (here / "kustomization.yaml").write_text(yaml.safe_dump(own))
-    found = kustomize(here)
+    found = of_ones_own(tmp_path, "production")
     assert all(image.startswith("registry.example.com/plaudit") for image in images(found))
     for each in of_kind(found, "GRPCRoute", "HTTPRoute"):
         assert each["spec"]["hostnames"] == ["scores.example.com"]
         assert each["spec"]["parentRefs"] == [{"name": "edge", "namespace": "gateways"}]
+
+
+def test_the_overlay_that_fetches_its_models_renders(tmp_path):
+    found = of_ones_own(tmp_path, "cpu")
+    pods = [template["spec"] for _, template in templates(found)]
+    arguments = [each["args"] for pod in pods for each in pod.get("initContainers", ())]
+    assert arguments == 4 * [["https://models.example.com/plaudit-models.tar", "0" * 64]]
+    assert [each["metadata"]["name"] for each in of_kind(found, "PersistentVolumeClaim")] == ["plaudit-runs"]
 
 
 # --- k8s/load-models.yaml

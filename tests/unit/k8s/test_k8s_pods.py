@@ -39,7 +39,8 @@ def test_pods_pass_pod_security_restricted(found):
         assert context["fsGroupChangePolicy"] == "OnRootMismatch"
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         kinds = {kind for volume in spec["volumes"] for kind in volume.keys() - {"name"}}
-        assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim", "image", "secret"}, name
+        claims = {"persistentVolumeClaim", "ephemeral"}
+        assert kinds <= {"emptyDir", "configMap", *claims, "image", "secret"}, name
 
 
 def test_containers_pass_pod_security_restricted(found):
@@ -62,13 +63,14 @@ def test_the_namespace_enforces_it(found):
 
 
 def test_containers_write_only_where_they_may(found):
-    """A read-only root with sized scratch space; models are written by the Job that makes them alone."""
+    """A read-only root with sized scratch space; models are written by what makes or fetches them alone."""
     for name, template in templates(found):
         makes_models = template["metadata"]["labels"][COMPONENT] == "models"
         for container in containers(template):
             mounts = container["volumeMounts"]
             writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
-            assert writable <= WRITABLE | ({"/models"} if makes_models else set()), name
+            gets_models = makes_models or container["name"] == "fetch-models"
+            assert writable <= WRITABLE | ({"/models"} if gets_models else set()), name
         for volume in template["spec"]["volumes"]:
             if "emptyDir" in volume:
                 assert volume["emptyDir"]["sizeLimit"], name

@@ -164,6 +164,7 @@ def test_every_component_is_in_a_combination():
         "monitoring",
         "jobset",
         "trainjob",
+        "fetched-models",
         "oci-models",
         "tls",
         "backend-tls",
