@@ -133,10 +133,12 @@ class Command:
         """The first line of its log with these words, once it is there."""
         end = time.monotonic() + LONGEST_S
         while time.monotonic() < end:
+            has_ended = self.ended(POLL_S) is not None
             for line in self.log.read_text().splitlines() if self.log.exists() else ():
                 if words in line:
                     return line
-            time.sleep(POLL_S)
+            if has_ended:
+                break
         raise TimeoutError(self.last_words())
 
     def last_words(self) -> str:

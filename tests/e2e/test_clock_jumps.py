@@ -17,11 +17,11 @@ installed = pytest.mark.skipif(
 asked_for = pytest.mark.skipif("PLAUDIT_CLOCK" not in os.environ, reason="half a minute; set PLAUDIT_CLOCK=1")
 
 
-def passes(file, *options):
-    """Runs tests by a clock that they can set."""
+def passes(file, *options, **clock):
+    """Runs tests by a clock that they can set: by FAKETIME, or a file that several processes look at."""
     environment = {
         "LD_PRELOAD": str(LIBRARIES[0]),
-        "FAKETIME": "+0",
+        **(clock or {"FAKETIME": "+0"}),
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "PYTHONPATH": str(ROOT / "tests"),
@@ -43,3 +43,11 @@ def test_clock_jumps():
 @pytest.mark.slow
 def test_clock_jumps_in_a_push():
     passes("clock_jumps_push.py")
+
+
+@installed
+@pytest.mark.slow
+def test_clock_jumps_in_a_run(tmp_path):
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n", encoding="utf-8")
+    passes("clock_jumps_run.py", FAKETIME_TIMESTAMP_FILE=str(clock))
