@@ -11,9 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Generic, TypeVar
 
+from services.bound import Bound
 from services.plans import neighbours, plan_batches
 from services.room import HasRoom, Room, Who, shares
 from services.turns import Entry, Turns
@@ -67,7 +67,7 @@ class Caller:
         return self.name, self.weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Done(Generic[Result]):
     """A result, and where its time went."""
 
@@ -150,7 +150,7 @@ class Batcher(HasRoom, Generic[Item, Result]):
         """
         futures = self.put(items, lengths, caller or Caller(), size=size)
         try:
-            return [done.value for done in await asyncio.gather(*futures)]
+            return [(await future).value for future in futures]
         finally:
             for future in futures:
                 future.cancel()
@@ -193,8 +193,8 @@ class Batcher(HasRoom, Generic[Item, Result]):
         if key in self._cache:
             self._cache.move_to_end(key)
             self.on_cache_hit()
-            future.add_done_callback(partial(self._release, call, length))
             future.set_result(Done(self._cache[key]))
+            self._release(call, length, future)
         elif (entry := self._by_key.get(key)) is not None:
             entry.deadline = _later(entry.deadline, call.deadline)
             self._wait(entry, call, future)
@@ -217,7 +217,7 @@ class Batcher(HasRoom, Generic[Item, Result]):
         self, entry: "Entry[Item, Done[Result]]", call: _Call, future: "asyncio.Future[Done[Result]]"
     ) -> None:
         entry.futures.append(future)
-        future.add_done_callback(partial(self._when_ended, entry, call), context=call.context)
+        future.add_done_callback(Bound(self._when_ended, entry, call), context=call.context)
 
     def _ended(
         self, entry: "Entry[Item, Done[Result]]", call: _Call, future: "asyncio.Future[Done[Result]]"
@@ -287,6 +287,8 @@ class Batcher(HasRoom, Generic[Item, Result]):
 
     def _release(self, call: _Call, length: int, future: "asyncio.Future[Done[Result]]") -> None:
         answered = not future.cancelled()
+        if answered:
+            future.exception()  # heard of: who waits for several has the first error alone
         self.room.release(1, length, next(call.sizes), call.who, of=call.count, answered=answered)
 
 

@@ -4,10 +4,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from lm.errors import InputError
 from services.batching import WAITING_CALLS, Batcher, Caller, CallLimits, Done, room_for
+from services.bound import Bound
 from services.compute import ComputeThread
 from services.errors import InvalidInput
 from services.reward.config import ModelSpec
@@ -89,7 +89,7 @@ class PlainModel(HasRoom):
         def pending(one: Encoded | Outcome) -> Pending:
             if not isinstance(one, Encoded):
                 return Pending.done(Answer(one, Timing(tokenize=seconds)))
-            return Pending(next(futures), partial(finish, one, seconds))
+            return Pending(next(futures), Bound(finish, one, seconds))
 
         return [pending(one) for one in encoded]
 
@@ -120,7 +120,7 @@ class PlainModel(HasRoom):
                 "items", f"hold {sum(lengths)} tokens, a call at most {self._limits.max_tokens}; split it"
             )
         caller = Caller(options.caller, options.weight, options.deadline)
-        keys = None if options.deterministic else [(one.ids, one.type_ids) for one in sequences]
+        keys = None if options.deterministic else [one.key for one in sequences]
         futures = self.batcher.put(sequences, lengths, caller, keys, options.size)
         try:
             options.charge(sum(lengths))  # once there is room: nobody pays for being turned away

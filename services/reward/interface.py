@@ -40,7 +40,7 @@ class Options:
         return self.caller, self.weight
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Timing:
     """Where an item's time went, in seconds; ordered by the last of its parts to begin."""
 
@@ -49,7 +49,7 @@ class Timing:
     tokenize: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An outcome and where its time went."""
 
@@ -57,7 +57,7 @@ class Answer:
     timing: Timing = Timing()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pending:
     """An item on its way: once `future` is done, `finish` makes its result an answer."""
 
@@ -162,15 +162,12 @@ async def score(
     Raises what `begin` raises, and what computing raises.
     """
     pending = await model.begin(items, fields, options)
+    del items, fields  # tens of thousands may wait, and no text of theirs is needed any more
     try:
-        results = await _all([each.future for each in pending])
+        # One after the other: `gather` would add a callback and a context to what each takes while it waits.
+        results = [await each.future for each in pending]
     finally:
         for each in pending:
             each.future.cancel()
     answers = [each.finish(result) for each, result in zip(pending, results, strict=True)]
     return Scored([answer.outcome for answer in answers], max(answer.timing for answer in answers))
-
-
-async def _all(futures: Sequence["asyncio.Future[Any]"]) -> Sequence[Any]:
-    """Their results, or the first error. One is awaited as it is: gather takes two more turns of the loop."""
-    return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)

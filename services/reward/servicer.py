@@ -31,9 +31,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def Score(self, request: reward_pb2.ScoreRequest, context: "Context") -> reward_pb2.ScoreResponse:
         """Scores items; each has a score or an error of its own."""
         model, options = self._admit(request.options, len(request.items), context)
-        items = convert.items(request, model.facts, self._models.limits)
-        fields = [f"items[{index}]" for index in range(len(items))]
-        scored = await score(model, items, fields, options)
+        scored = await score(
+            model,
+            convert.items(request, model.facts, self._models.limits),
+            [f"items[{index}]" for index in range(len(request.items))],
+            options,
+        )
         self._metrics.count(scored.outcomes)
         if request.all_or_nothing:
             answers.all_scores(scored.outcomes)

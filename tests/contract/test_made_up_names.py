@@ -13,7 +13,7 @@ from services.rpc.command import ModelOptions
 
 
 class Ordered(Held):
-    """One item at a time; keeps what each was."""
+    """One item at a time; keeps the key of each."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -21,7 +21,7 @@ class Ordered(Held):
         self.order = []
 
     def score(self, batch):
-        self.order += [each.ids for each in batch]
+        self.order += [each.key for each in batch]
         return super().score(batch)
 
 
@@ -69,8 +69,8 @@ def turns(server, engine, token):
         engine.go_on.set()
         for each in calls:
             each.result(30)
-    whose = {engine.encode(Pair("the film", response), "").ids: "n" for response in MADE_UP}
-    return "".join(whose.get(ids, "o") for ids in engine.order[1:])
+    whose = {engine.encode(Pair("the film", response), "").key: "n" for response in MADE_UP}
+    return "".join(whose.get(key, "o") for key in engine.order[1:])
 
 
 def test_made_up_names_share_the_turns_of_one_caller(server, engine):

@@ -1,6 +1,8 @@
-"""What a call pays for: the tokens that are computed for it, and nothing that is turned away."""
+"""What a call pays for, the tokens that are computed for it; what its items take while they wait."""
 
 import asyncio
+import gc
+import tracemalloc
 
 import pytest
 from gateway_server import Held
@@ -9,8 +11,8 @@ from services.batching import WAITING_CALLS, CallLimits
 from services.errors import Overloaded, QuotaExceeded
 from services.reward.config import ModelSpec
 from services.reward.dataplane import PlainModel
-from services.reward.interface import Options
-from services.reward.items import Ids
+from services.reward.interface import Options, score
+from services.reward.items import Encoded, Ids, Pair, packed
 
 MOST = 8
 ONE = [Ids([5] * MOST)]
@@ -58,3 +60,64 @@ async def test_what_cannot_be_paid_for_is_not_computed(held):
     engine.go_on.set()
     (one,) = await begun(model, lambda tokens: None)
     await asyncio.wait_for(one.future, 60)
+
+
+async def test_what_waits_is_small(tiny_reward):
+    """Tens of thousands may: their ids, a key of as many bytes, 1,000 for the rest, and no copy of a text."""
+    engine = Held(tiny_reward)
+    model = PlainModel(ModelSpec("reward", str(tiny_reward)), lambda: engine, CallLimits())
+    await model.load()
+    count, response = 2048, " is" * 60
+
+    async def call():
+        return await score(
+            model,
+            [Pair("the film", f"{response}{number}") for number in range(count)],
+            [f"items[{index}]" for index in range(count)],
+            Options(),
+        )
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        task = asyncio.create_task(call())
+        assert await asyncio.to_thread(engine.begun.wait, 60)
+        assert model.waiting_items == count
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        ids = 4 * model.waiting_tokens / count
+        assert ids > 200
+        assert (after - before) / count < 2 * ids + 1000
+    finally:
+        tracemalloc.stop()
+        engine.go_on.set()
+    assert len((await asyncio.wait_for(task, 60)).outcomes) == count
+    await model.close()
+
+
+async def test_of_several_errors_the_first_is_raised_and_none_is_complained_about(held):
+    engine, model = held
+    engine.fails, engine.token_budget = True, 1
+    unheard = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
+    scoring = asyncio.create_task(score(model, [Ids([5]), Ids([6])], ["items[0]", "items[1]"], Options()))
+    await asyncio.to_thread(engine.begun.wait, 60)
+    engine.go_on.set()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await asyncio.wait_for(scoring, 60)
+    del scoring
+    gc.collect()
+    await asyncio.sleep(0)
+    assert (unheard, model.waiting_items) == ([], 0)
+
+
+def test_a_key_tells_ids_from_types():
+    assert Encoded(packed([1, 2])).key == Encoded(packed([1, 2]), truncated_tokens=3).key
+    keys = {
+        Encoded(packed([1, 2])).key,
+        Encoded(packed([1, 2, 0, 1])).key,
+        Encoded(packed([1, 2]), packed([0, 1])).key,
+        Encoded(packed([1, 2]), packed([0, 0])).key,
+    }
+    assert len(keys) == 4
