@@ -240,35 +240,13 @@ tolerations:
 {{/* Before a pod that reads models starts: it fetches them, or waits until the quickstart's are there */}}
 {{- define "plaudit.beforehand" -}}
 {{- if .Values.models.fetch.url }}
+{{- $component := .Files.Get "files/fetched-models.yaml" | fromYaml }}
+{{- $container := first $component.spec.template.spec.initContainers }}
+{{- $_ := set $container "image" .Values.models.fetch.image }}
+{{- $_ := set $container "imagePullPolicy" .Values.image.pullPolicy }}
+{{- $_ := set $container "args" (list .Values.models.fetch.url .Values.models.fetch.sha256) }}
 initContainers:
-  - name: fetch-models
-    image: {{ .Values.models.fetch.image }}
-    imagePullPolicy: {{ .Values.image.pullPolicy }}
-    terminationMessagePolicy: FallbackToLogsOnError
-    workingDir: /models
-    command:
-      - sh
-      - -euc
-      - | # what has begun to unpack is begun anew, and nothing unpacked that isn't what was meant
-        trap 'exit 143' TERM
-        if [ "$(cat .sha256 2>/dev/null)" = "$2" ]; then exit; fi
-        curl --fail --location --no-progress-meter --connect-timeout 30 --speed-limit 1024 --speed-time 60 \
-          --retry 5 --retry-connrefused --output .archive "$1" & wait $!
-        echo "$2  .archive" | sha256sum -c -
-        tar -x -f .archive & wait $!
-        rm .archive
-        echo "$2" > .sha256
-      - fetch-models
-    args:
-      - {{ .Values.models.fetch.url | quote }}
-      - {{ .Values.models.fetch.sha256 | quote }}
-    resources:
-      requests: {cpu: 100m, memory: 128Mi}
-      limits: {cpu: "1", memory: 128Mi}
-    securityContext:
-      {{- include "plaudit.containerSecurity" . | nindent 6 }}
-    volumeMounts:
-      - {name: models, mountPath: /models}
+  {{- list $container | toYaml | nindent 2 }}
 {{- else if .Values.quickstart.enabled }}
 initContainers:
   - name: wait-for-models
