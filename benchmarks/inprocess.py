@@ -15,7 +15,7 @@ from lm.placement import parse_dtype
 from lm.tokenizer import decode
 from services.plans import plan_batches
 from services.reward.engine import RewardEngine
-from services.reward.items import Encoded, Pair, packed
+from services.reward.items import Encoded, Pair
 
 
 class SortedLoop:
@@ -33,7 +33,7 @@ class SortedLoop:
         ids = self._tokenizer([text.plain for text in texts])["input_ids"]
         scores = [0.0] * len(texts)
         for batch in plan_batches([len(each) for each in ids], self._engine.token_budget):
-            outputs = self._engine.score([Encoded(packed(ids[index])) for index in batch])
+            outputs = self._engine.score([Encoded.of(ids[index]) for index in batch])
             for index, (output,) in zip(batch, outputs, strict=True):
                 scores[index] = output
         return scores

@@ -13,7 +13,7 @@ from benchmarks.workload import Text, marked
 from plaudit.clients import RewardClient
 from plaudit.v1 import reward_pb2, reward_pb2_grpc, types_pb2
 from services.reward.engine import RewardEngine
-from services.reward.items import Encoded, packed
+from services.reward.items import Encoded
 
 BULK_TIMEOUT_S = 1800.0
 """A stream that lasts longer has failed."""
@@ -24,7 +24,7 @@ def measure_overhead(engine: RewardEngine, client: RewardClient, texts: Sequence
     """Each text once by each way, in turns, the first way first for every other text."""
     found = Overhead()
     for number, text in enumerate(texts):
-        encoded = Encoded(packed(text.ids))
+        encoded = Encoded.of(text.ids)
         ways = [
             (found.bare, lambda encoded=encoded: engine.score([encoded])),
             (found.called, lambda text=text: client.score(pairs([text]))),

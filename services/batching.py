@@ -197,6 +197,7 @@ class Batcher(HasRoom, Generic[Item, Result]):
             self._release(call, length, future)
         elif (entry := self._by_key.get(key)) is not None:
             entry.deadline = _later(entry.deadline, call.deadline)
+            entry.join(future)
             self._wait(entry, call, future)
         else:
             entry = self._by_key[key] = self._entry(item, length, call, future)
@@ -208,7 +209,7 @@ class Batcher(HasRoom, Generic[Item, Result]):
     ) -> "Entry[Item, Done[Result]]":
         number, now = next(self._numbers), time.perf_counter()
         entry: Entry[Item, Done[Result]] = Entry(
-            item, length, number, call.who, call.number, call.deadline, now
+            item, length, number, call.who, call.number, call.deadline, now, future
         )
         self._wait(entry, call, future)
         return entry
@@ -216,7 +217,6 @@ class Batcher(HasRoom, Generic[Item, Result]):
     def _wait(
         self, entry: "Entry[Item, Done[Result]]", call: _Call, future: "asyncio.Future[Done[Result]]"
     ) -> None:
-        entry.futures.append(future)
         future.add_done_callback(Bound(self._when_ended, entry, call), context=call.context)
 
     def _ended(

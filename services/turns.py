@@ -34,8 +34,21 @@ class Entry(Generic[Item, Result]):
     """Tells the calls of a caller apart."""
     deadline: float | None
     since: float
+    first: "asyncio.Future[Result]"
+    others: "list[asyncio.Future[Result]] | None" = None
+    """Those who have sent the same; few have any."""
     key: Hashable = None
-    futures: "list[asyncio.Future[Result]]" = field(default_factory=list)
+
+    @property
+    def futures(self) -> "tuple[asyncio.Future[Result], ...]":
+        """What all wait for."""
+        return self.first, *(self.others or ())
+
+    def join(self, future: "asyncio.Future[Result]") -> None:
+        """Somebody else waits for it, too."""
+        if self.others is None:
+            self.others = []
+        self.others.append(future)
 
     @property
     def wanted(self) -> bool:

@@ -114,7 +114,7 @@ class PlainModel(HasRoom):
         return encoded
 
     def _put(self, sequences: Sequence[Encoded], options: Options) -> "list[asyncio.Future[Done[Outputs]]]":
-        lengths = [len(one.ids) for one in sequences]
+        lengths = [len(one) for one in sequences]
         if sum(lengths) > self._limits.max_tokens:
             raise InvalidInput.at(
                 "items", f"hold {sum(lengths)} tokens, a call at most {self._limits.max_tokens}; split it"
@@ -157,5 +157,5 @@ class PlainModel(HasRoom):
             return Answer(ScoreNotFinite(f"the model's score is {raw}; this item has no reward"), timing)
         named = zip(facts.attributes, outputs, strict=True) if len(outputs) > 1 else ()
         parts = tuple(Component(name, output, output) for name, output in named)
-        score = Score(raw, reward, len(one.ids), one.truncated_tokens, one.truncation, parts)
+        score = Score(raw, reward, len(one), one.truncated_tokens, one.truncation, parts)
         return Answer(score, timing)

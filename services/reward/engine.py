@@ -14,7 +14,7 @@ from lm.special_tokens import SpecialTokensInText, escape_special_tokens
 from lm.tokenizer import Tokens, encode_chat, plain_tokens, tokenize_pair, tokenizer_sha256
 from lm.truncation import cut
 from services.batching import TOKEN_BUDGETS
-from services.reward.items import Chat, Encoded, Ids, Item, ModelFacts, Pair, packed
+from services.reward.items import Chat, Encoded, Ids, Item, ModelFacts, Pair
 
 
 class RewardEngine:
@@ -117,4 +117,4 @@ class RewardEngine:
 
     def _encoded(self, tokens: Tokens) -> Encoded:
         types = tokens.type_ids if self._loaded.reads_types else None
-        return Encoded(packed(tokens.ids), None if types is None else packed(types))
+        return Encoded.of(tokens.ids, types)

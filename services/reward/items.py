@@ -1,7 +1,7 @@
 """The reward service's own words: no torch, no gRPC, no protos."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,26 +35,43 @@ Item = Pair | Chat | Ids
 class Encoded:
     """An item as the model reads it, without padding.
 
-    In arrays: tens of thousands may wait, and as Python's integers they'd take nine times the memory.
+    Packed: tens of thousands may wait, and as Python's integers they'd take nine times the memory.
     """
 
-    ids: "array[int]"
-    type_ids: "array[int] | None" = None
-    """Token types of a text pair, for the models that have them."""
+    packed_ids: bytes
+    packed_type_ids: bytes | None = None
     truncated_tokens: int = 0
     """Tokens that were cut off."""
     truncation: Literal["left", "right"] | None = None
     """The side they were cut off; None if nothing was."""
 
+    @classmethod
+    def of(cls, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> "Encoded":
+        """Of these ids."""
+        return cls(_packed(ids), None if type_ids is None else _packed(type_ids))
+
+    def __len__(self) -> int:
+        """How many ids there are."""
+        return len(self.packed_ids) // array("i").itemsize
+
     @property
-    def key(self) -> tuple[bytes, bytes]:
+    def ids(self) -> "array[int]":
+        """Ids of the model's vocabulary."""
+        return array("i", self.packed_ids)
+
+    @property
+    def type_ids(self) -> "array[int] | None":
+        """Token types of a text pair, for the models that have them."""
+        return None if self.packed_type_ids is None else array("i", self.packed_type_ids)
+
+    @property
+    def key(self) -> Hashable:
         """Equal for what the model reads alike."""
-        return self.ids.tobytes(), self.type_ids.tobytes() if self.type_ids else b""
+        return self.packed_ids if self.packed_type_ids is None else (self.packed_ids, self.packed_type_ids)
 
 
-def packed(ids: Iterable[int]) -> "array[int]":
-    """Ids, or token types, as an Encoded has them."""
-    return array("i", ids)
+def _packed(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()
 
 
 @dataclass(frozen=True, slots=True)

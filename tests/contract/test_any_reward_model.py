@@ -26,7 +26,7 @@ from lm.errors import InputError
 from lm.rewards import is_decoder, last_token_scores, one_by_one, padded_scores
 from plaudit.v1 import reward_pb2
 from services.reward.engine import RewardEngine
-from services.reward.items import Chat, Encoded, Ids, Pair, packed
+from services.reward.items import Chat, Encoded, Ids, Pair
 from services.reward.service import reward_service
 from services.rpc.command import ModelOptions
 
@@ -272,10 +272,10 @@ def test_pairs_have_the_tokenizers_types_where_the_model_has_them(known):
     engine, card = known("Bert")
     encoded = engine.encode(PAIRS[1], "item")
     types = card.tokenizer(PAIRS[1].prompt, PAIRS[1].response)["token_type_ids"]
-    assert encoded.type_ids == packed(types)
-    untyped = scores(engine, [Encoded(encoded.ids)])
+    assert list(encoded.type_ids) == types
+    untyped = scores(engine, [Encoded.of(encoded.ids)])
     assert (untyped - scores(engine, [encoded])).abs().max() > 1e-3
-    mixed = scores(engine, [Encoded(encoded.ids), encoded])
+    mixed = scores(engine, [Encoded.of(encoded.ids), encoded])
     torch.testing.assert_close(mixed, torch.cat([untyped, scores(engine, [encoded])]), **TOLERANCE)
 
 

@@ -6,7 +6,7 @@ from tokenizers import normalizers
 
 from lm.errors import InputError, ModelLoadError
 from services.reward.engine import RewardEngine
-from services.reward.items import Chat, Encoded, Ids, Pair, packed
+from services.reward.items import Chat, Encoded, Ids, Pair
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_digests_tell_weights_and_tokenizers_apart(engine, tiny_reward, foreign_
 
 
 def test_a_score_does_not_depend_on_its_batch(engine):
-    batch = [Encoded(packed(ids)) for ids in ((5, 6, 7, 2), (8,), (9,) * 128, (5, 0, 0))]
+    batch = [Encoded.of(ids) for ids in ((5, 6, 7, 2), (8,), (9,) * 128, (5, 0, 0))]
     together = engine.score(batch)
     alone = [engine.score([one])[0] for one in batch]
     assert [len(outputs) for outputs in together] == [1] * 4
@@ -41,7 +41,7 @@ def test_a_score_does_not_depend_on_its_batch(engine):
 def test_a_pair_ends_with_eos_and_ids_stay_as_they_are(engine):
     pair = engine.encode(Pair("the film", " is good"), "items[0]")
     assert pair.ids[-1] == 2
-    assert engine.encode(Ids([2, 2, 0]), "items[0]") == Encoded(packed((2, 2, 0)))
+    assert engine.encode(Ids([2, 2, 0]), "items[0]") == Encoded.of((2, 2, 0))
     chat = engine.encode(Chat((("user", "the film"), ("assistant", "is good"))), "items[0]")
     assert chat.ids.count(2) == 2
 
@@ -75,10 +75,10 @@ def test_a_policy_is_no_reward_model(tiny_policy):
 def test_a_cut_of_ids_and_chats_takes_any_token_but_a_last_eos(engine, side):
     ids = list(range(3, 203))
     cut = engine.encode(Ids(ids), "items[0]", side)
-    assert cut.ids == packed(ids[-128:] if side == "left" else ids[:128])
+    assert list(cut.ids) == (ids[-128:] if side == "left" else ids[:128])
     assert (cut.truncated_tokens, cut.truncation, cut.type_ids) == (72, side, None)
     ended = engine.encode(Ids([*ids, 2]), "items[0]", side)
-    assert ended.ids == packed([*(ids[-127:] if side == "left" else ids[:127]), 2])
+    assert list(ended.ids) == [*(ids[-127:] if side == "left" else ids[:127]), 2]
     whole = engine.encode(Chat((("user", "film " * 9), ("assistant", "good"))), "items[0]")
     chat = engine.encode(Chat((("user", "film " * 99), ("assistant", "good"))), "items[0]", side)
     assert len(chat.ids) == 128

@@ -20,7 +20,7 @@ class Queue:
     def _entries(self, call, lengths, caller, weight):
         number = next(self._calls)
         return [
-            Entry(call, length, next(self._numbers), (caller, weight), number, None, 0.0)
+            Entry(call, length, next(self._numbers), (caller, weight), number, None, 0.0, None)
             for length in lengths
         ]
 
