@@ -70,6 +70,7 @@ def run(*arguments):
     return run_command("reward", 0, main.build, arguments, more=[main.ROOTS])
 
 
+@pytest.mark.usefixtures("root_logger")
 def test_roots_of_the_option_and_of_the_environment_end_it_with_64(place, monkeypatch, capsys):
     model = ("--model", file(place, "models/link"))
     assert run(*model, "--roots", "models") == 64

@@ -127,14 +127,11 @@ def test_an_unfit_id_is_replaced(offered):
     assert logs.accept_request_id(made) == made
 
 
+@pytest.mark.usefixtures("root_logger")
 def test_configure_logging_sends_json_to_stderr(capsys, in_request):
-    before = logging.root.handlers[:], logging.root.level
-    try:
-        logs.configure_logging("json")
-        logging.getLogger("a.b").info("hello")
-        logging.getLogger("a.b").debug("not this")
-    finally:
-        logging.root.handlers[:], logging.root.level = before
+    logs.configure_logging("json")
+    logging.getLogger("a.b").info("hello")
+    logging.getLogger("a.b").debug("not this")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert json.loads(captured.err)["request_id"] == "r-1"
