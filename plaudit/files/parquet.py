@@ -1,14 +1,15 @@
 """Parquet, with pyarrow, which the [parquet] extra brings. Columns keep their types.
 
 A file may be far smaller than what it holds: a text that a million rows have is in it once, and a long run of
-one letter takes no room. How much is read at a time goes by the sizes that its footer tells. It is
-believed, and what a list in a row comes to isn't in it: see SECURITY.md.
+one letter takes no room. How much is read at a time goes by the sizes that its footer tells. It may lie,
+and what a list in a row comes to isn't in it: so all is tried out first; see parquet_trial.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from plaudit.files.parquet_trial import check_readable
 from plaudit.files.rows import FORMS, FileError, Row
 
 if TYPE_CHECKING:
@@ -29,27 +30,22 @@ class Parquet:
     """Rows of a Parquet file."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the schema. Raises FileError, also where pyarrow is missing."""
+        """Has all tried out, and reads the schema. Raises FileError, also where pyarrow is missing."""
         self._path = path
+        check_readable(path)
         with _opened(path) as file:
             self.schema = file.schema_arrow
             self.size = file.metadata.num_rows
-            _check_packing(file.metadata)
         self.names = list(self.schema.names)
 
     def rows(self, after: int = 0) -> Iterator[Row]:
-        """Those behind row `after`, from 1. Raises FileError where the file is damaged."""
-        import pyarrow as pa
-
-        number = 0
-        with _opened(self._path) as file:
-            try:
-                for batch in _batches(file):
-                    if number + batch.num_rows > after:
-                        yield from _rows(batch, number, max(0, after - number))
-                    number += batch.num_rows
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise FileError(f"{self._path}: can't be read behind row {number}: {error}") from None
+        """Those behind row `after`, from 1. Raises FileError where the file isn't any more what it was."""
+        try:
+            yield from _read(self._path, after)
+        except FileError as error:
+            raise FileError(f"{self._path}: {error}") from None
+        except MemoryError:
+            raise FileError(f"{self._path}: takes more memory to read than there is") from None
 
     def original(self, row: Row) -> object:
         """The row as plain values."""
@@ -118,6 +114,30 @@ class ParquetSink:
             self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
             self._waiting.clear()
             self._rows = self._bytes = 0
+
+
+def read_through(path: Path) -> None:
+    """Reads all rows, and keeps none. Raises FileError for what `Parquet` doesn't read, MemoryError."""
+    with _opened(path) as file:
+        _check_packing(file.metadata)
+    for _ in _read(path):
+        pass
+
+
+def _read(path: Path, after: int = 0) -> Iterator[Row]:
+    import pyarrow as pa
+
+    number = 0
+    with _opened(path) as file:
+        try:
+            for batch in _batches(file):
+                if number + batch.num_rows > after:
+                    yield from _rows(batch, number, max(0, after - number))
+                number += batch.num_rows
+        except MemoryError:  # one of Arrow's own
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise FileError(f"can't be read behind row {number}: {error}") from None
 
 
 def _opened(path: Path) -> "pq.ParquetFile":

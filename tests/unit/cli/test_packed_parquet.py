@@ -1,12 +1,15 @@
-"""Parquet that holds far more than its size: what is read at a time is bounded before it is read."""
+"""Parquet that holds far more than its size: what it takes is bounded before it is read."""
 
 import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from plaudit.files import parquet
+from plaudit.files import parquet, parquet_trial
+from plaudit.files.formats import open_source
+from plaudit.files.rows import FileError
 
 READ_ALL = """
 import resource, sys
@@ -26,6 +29,8 @@ except Exception as error:
 print(peak() - before)
 """
 
+TOO_MUCH = "takes more than 1,024 MiB of memory to read; write it in smaller row groups"
+
 
 def read(path):
     """What reading forty rows says, and the memory that it takes, in MiB; in a process of its own."""
@@ -44,8 +49,8 @@ def packed(tmp_path, column, **how):
 
 
 def test_one_text_in_every_row_takes_the_memory_of_few(tmp_path):
-    """Each batch of 4,096 rows would be 16 GiB."""
-    same = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), ["x" * (4 << 20)])
+    """A batch of all of them would be 4 GiB."""
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * (4 << 20)])
     words, memory = read(packed(tmp_path, same, dictionary_pagesize_limit=1 << 30))
     assert words == []
     assert memory < 400
@@ -76,3 +81,64 @@ def test_batches_go_by_the_bytes_of_their_row_group(tmp_path, monkeypatch):
         sink.close()
     assert pq.read_metadata(tmp_path / "out.parquet").num_row_groups == 1, "though of many batches"
     assert pq.read_table(tmp_path / "out.parquet")["prompt"].to_pylist() == rows
+
+
+def test_a_list_of_one_text_a_million_times_is_refused_before_it_is_read(tmp_path):
+    """Its footer tells of the one text only."""
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000_000, pa.int32()), ["x" * 4096])
+    path = packed(tmp_path, pa.ListArray.from_arrays([0, 1_000_000], same))
+    assert path.stat().st_size < 20_000
+    words, memory = read(path)
+    assert words == [f"{path}: {TOO_MUCH}"]
+    assert memory < 90
+
+
+def test_a_footer_that_lies_is_not_believed(tmp_path):
+    """It tells of four bytes, so that all rows are one batch, of 4 GiB."""
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * (4 << 20)])
+    path = packed(tmp_path, same, dictionary_pagesize_limit=1 << 30)
+    whole, told = path.read_bytes(), varint(2 * size_told(path), 4)
+    at = whole.rindex(told)
+    path.write_bytes(whole[:at] + varint(2 * 4, 4) + whole[at + 4 :])
+    assert size_told(path) == 4
+    words, memory = read(path)
+    assert words == [f"{path}: {TOO_MUCH}"]
+    assert memory < 90
+
+
+def size_told(path):
+    return pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+
+
+def varint(number, count):
+    """In so many bytes, whether it needs them or not; seven bits in each, the lowest first."""
+    return bytes(number >> 7 * at & 127 | (at < count - 1) << 7 for at in range(count))
+
+
+def test_what_has_no_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_trial, "STARTS_S", 0.01)
+    path = packed(tmp_path, ["x"] * 10)
+    with pytest.raises(FileError, match=r"packed\.parquet: can't be read within 0 s"):
+        open_source(path, "parquet", False, ())
+
+
+def test_a_reader_that_is_killed_is_told_of():
+    """What makes pyarrow crash isn't known, or it would be mended."""
+    killed = subprocess.run(["sh", "-c", "kill -SEGV $$"], capture_output=True, text=True, check=False)
+    assert parquet_trial._why(killed) == "can't be read: who tries is ended by SIGSEGV"
+    failed = subprocess.run([sys.executable, "-c", "1 / 0"], capture_output=True, text=True, check=False)
+    assert parquet_trial._why(failed) == "can't be read: ZeroDivisionError: division by zero"
+
+
+def test_what_is_called_plaudit_where_the_caller_stands_is_not_run(tmp_path):
+    (tmp_path / "plaudit").mkdir()
+    (tmp_path / "plaudit" / "__init__.py").write_text("raise SystemExit('not meant')")
+    path = packed(tmp_path, ["x"] * 40)
+    code = (
+        "import sys; from pathlib import Path; from plaudit.files.formats import open_source\n"
+        "print(open_source(Path(sys.argv[1]), 'parquet', False, ()).size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("40\n", "")

@@ -353,7 +353,16 @@ def test_parquet_that_is_damaged_further_on(parquet_file):
     whole[200:260] = bytes(60)
     parquet_file.write_bytes(whole)
     with pytest.raises(FileError, match=r"rows\.parquet: can't be read behind row [0-9]+: "):
-        list(parquet.Parquet(parquet_file).rows())
+        open_source(parquet_file, "parquet", False, ())
+
+
+def test_parquet_that_is_damaged_while_it_is_read(parquet_file):
+    source = open_source(parquet_file, "parquet", False, ())
+    whole = bytearray(parquet_file.read_bytes())
+    whole[200:260] = bytes(60)
+    parquet_file.write_bytes(whole)
+    with pytest.raises(FileError, match=r"rows\.parquet: can't be read behind row [0-9]+: "):
+        list(source.rows())
 
 
 def test_without_pyarrow_the_extra_is_named(parquet_file):
