@@ -250,7 +250,7 @@ class Batcher(HasRoom, Generic[Item, Result]):
             batch = self._turns.take(neighbours(*self._turns.next_shared(), budget))
         now = time.monotonic()
         for entry in batch:
-            if entry.expire(now):
+            if entry.expire(now) or not entry.wanted:
                 self._forget(entry)
         return [entry for entry in batch if entry.wanted]
 

@@ -38,6 +38,7 @@ class Entry(Generic[Item, Result]):
     others: "list[asyncio.Future[Result]] | None" = None
     """Those who have sent the same; few have any."""
     key: Hashable = None
+    over: bool = False
 
     @property
     def futures(self) -> "tuple[asyncio.Future[Result], ...]":
@@ -52,8 +53,9 @@ class Entry(Generic[Item, Result]):
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits."""
-        return any(not future.done() for future in self.futures)
+        """Whether anybody still waits. Once nobody does it stays so: then nobody may join any more."""
+        self.over = self.over or all(future.done() for future in self.futures)
+        return not self.over
 
     def finish(self, result: Result) -> None:
         """Tells everybody who waits."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from services.batching import Batcher, Caller
 from services.errors import Overloaded, TooLate
 from services.room import Room
+from services.turns import Entry
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -288,6 +289,41 @@ async def test_all_twins_cancelled_nothing_runs():
     await settle()
     assert run.batches == [["x"]]
     assert shared.waiting_items == 0
+
+
+async def test_who_comes_as_the_last_twin_leaves_is_answered():
+    run = Blocked()
+    shared = batcher(run, token_budget=4)
+    shared.put(["x"], [4], Caller("x"), keys=["x"])
+    (first,) = shared.put(["a"], [4], Caller("one"), keys=["a"])
+    await settle()
+    came = []
+    # In the loop's next turn "a" comes up, somebody sends it, and the batcher hears that it was left.
+    run.opened.set()
+    asyncio.get_running_loop().call_soon(
+        lambda: came.extend(shared.put(["a"], [4], Caller("two"), keys=["a"]))
+    )
+    first.cancel()
+    await settle()
+    (second,) = came
+    assert (await asyncio.wait_for(second, 10)).value == "a"
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["answered", "cancelled"])
+async def test_a_crowd_of_twins_is_looked_through_a_few_times_and_not_once_for_each(leave, monkeypatch):
+    looked_at, found_in = [], Entry.futures.fget
+    monkeypatch.setattr(
+        Entry, "futures", property(lambda entry: looked_at.extend(found_in(entry)) or found_in(entry))
+    )
+    shared, count = batcher(max_items=400), 400
+    twins = shared.put(["a"] * count, [1] * count, Caller("one"), keys=["a"] * count)
+    if leave:
+        for twin in twins:
+            twin.cancel()
+    await asyncio.wait(twins)
+    await settle()
+    assert shared.waiting_items == 0
+    assert count <= len(looked_at) <= 5 * count
 
 
 async def test_a_twin_may_wait_longer_than_the_first():
