@@ -250,7 +250,8 @@ class Batcher(HasRoom, Generic[Item, Result]):
             batch = self._turns.take(neighbours(*self._turns.next_shared(), budget))
         now = time.monotonic()
         for entry in batch:
-            if entry.expire(now) or not entry.wanted:
+            entry.expire(now)
+            if not entry.wanted:
                 self._forget(entry)
         return [entry for entry in batch if entry.wanted]
 

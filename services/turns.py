@@ -69,12 +69,10 @@ class Entry(Generic[Item, Result]):
             if not future.done():
                 future.set_exception(error)
 
-    def expire(self, now: float) -> bool:
-        """Whether the deadline has passed; those who wait are told then."""
-        late = self.deadline is not None and now >= self.deadline
-        if late:
+    def expire(self, now: float) -> None:
+        """Tells everybody who waits if the deadline has passed."""
+        if self.deadline is not None and now >= self.deadline:
             self.fail(TooLate("the deadline passed while the request waited for its turn"))
-        return late
 
 
 @dataclass(eq=False, slots=True)

@@ -118,8 +118,6 @@ class ParquetSink:
 
 def read_through(path: Path) -> None:
     """Reads all rows, and keeps none. Raises FileError for what `Parquet` doesn't read, MemoryError."""
-    with _opened(path) as file:
-        _check_packing(file.metadata)
     for _ in _read(path):
         pass
 
@@ -129,6 +127,7 @@ def _read(path: Path, after: int = 0) -> Iterator[Row]:
 
     number = 0
     with _opened(path) as file:
+        _check_packing(file.metadata)
         try:
             for batch in _batches(file):
                 if number + batch.num_rows > after:

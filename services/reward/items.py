@@ -29,6 +29,7 @@ class Ids:
 
 
 Item = Pair | Chat | Ids
+_ID_BYTES = array("i").itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Encoded:
 
     def __len__(self) -> int:
         """How many ids there are."""
-        return len(self.packed_ids) // array("i").itemsize
+        return len(self.packed_ids) // _ID_BYTES
 
     @property
     def ids(self) -> "array[int]":
