@@ -24,7 +24,8 @@ BUSY = refuse(Code.UNAVAILABLE, "draining", pushback_ms=1)
 def test_every_call_has_a_deadline(serve_reward, score):
     server = serve_reward(SCORED)
     score(server.address)
-    assert 55 < server.heard[0].seconds_left <= 60
+    # gRPC writes what is left of a deadline in three significant figures, rounded up.
+    assert 55 < server.heard[0].seconds_left <= 60.1
 
 
 def test_the_client_sets_the_deadline_and_a_call_may_change_it(serve_reward, score):
