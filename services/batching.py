@@ -41,8 +41,9 @@ class CallLimits:
 LIGHT_SHARE = 4
 """The part of the budget that a batch takes for a caller of few items beside a bulk caller: it waits for its
 own batch too, and filling that up with the other's items would double the wait."""
-WAITING_CALLS = 4
-"""Calls of the largest size that may be in flight together."""
+WAITING_CALLS = 2
+"""Calls of the largest size that may be in flight together: one runs, and one waits, so that there is always
+something to do. More would only wait in here and not at their callers', and what waits costs (ADR 16)."""
 
 
 def room_for(limits: CallLimits) -> Room:

@@ -22,7 +22,7 @@ from services.rpc.command import ModelOptions
 from services.rpc.server import start_server
 
 MOST = 300
-"""Bytes of a request, at most; a queue holds four times as many."""
+"""Bytes of a request, at most; a queue holds several times as many."""
 LIMITS = CallLimits(max_bytes=MOST)
 EVERY_KIND = {
     "reward": ("RewardService/Score", "RewardService/ScoreStream", "RewardService/GetModel"),
@@ -217,7 +217,7 @@ async def test_the_policys_queue_is_bounded_by_bytes(tiny_policy):
         calls = [caller.policy.Generate(request, timeout=60) for _ in range(12)]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         refusals = [error for error in ended if isinstance(error, grpc.RpcError)]
-        assert 1 <= len(refusals) <= 8
+        assert 1 <= len(refusals) <= 12 - WAITING_CALLS
         for error in refusals:
             says_when_to_come_back(error)
         assert caller.metric("plaudit_policy_waiting_bytes") == 0

@@ -11,14 +11,15 @@ import pytest
 from reward_server import options
 
 from plaudit import AsyncRewardClient, Overloaded, Reward, RewardClient
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
 from services.rpc.background import serve_in_background
 from services.rpc.server import start_server
 
 QUEUE = CallLimits(max_items=8)
-"""So that four times as many wait at most."""
+FULL = WAITING_CALLS * QUEUE.max_items
+"""Items that wait at most, but for the spare part."""
 
 
 class Held:
@@ -66,7 +67,7 @@ def ended(service, code, method="Score"):
 
 def is_full(address):
     with RewardClient(address) as client:
-        return client.get_model().queue.items == 4 * QUEUE.max_items
+        return client.get_model().queue.items == FULL
 
 
 def eventually(holds):
@@ -108,7 +109,8 @@ def test_threads_with_a_client_each(crowded, held):
 async def test_without_room_the_call_says_so_in_time(crowded, held):
     address, _ = crowded
     async with AsyncRewardClient(address) as client:
-        filling = [asyncio.create_task(client.score(pairs(8 * n, 8), timeout=100)) for n in range(4)]
+        calls = (client.score(pairs(8 * n, 8), timeout=100) for n in range(WAITING_CALLS))
+        filling = [asyncio.create_task(call) for call in calls]
         await asyncio.to_thread(eventually, lambda: is_full(address))
         with pytest.raises(Overloaded) as caught:
             await client.score(pairs(99, 1), timeout=3)
@@ -121,7 +123,7 @@ async def test_a_client_asks_no_more_at_once_than_it_may(crowded, held):
     """With as many calls as the queue holds, a crowd is never turned away."""
     address, refused = crowded
     held.go.set()
-    async with AsyncRewardClient(address, max_in_flight=32) as client:
+    async with AsyncRewardClient(address, max_in_flight=FULL) as client:
         scores = await asyncio.gather(*(client.score([pair], timeout=110) for pair in pairs(0, 500)))
     assert len(scores) == 500
     assert refused() == 0

@@ -21,7 +21,7 @@ from gateway_server import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.gateway import routes
 from services.gateway.server import Gateway
 from services.reward import servicer
@@ -216,8 +216,8 @@ def test_a_full_queue_is_told_with_when_to_come_back(held):
     with client_of(held.address) as http, threads(8) as pool:
         waiting = [pool.submit(score, http)]
         assert held.engine.begun.wait(10)
-        waiting += [pool.submit(score, http) for _ in range(3)]
-        wait_until(lambda: held.waiting == 4)
+        waiting += [pool.submit(score, http) for _ in range(WAITING_CALLS - 1)]
+        wait_until(lambda: held.waiting == WAITING_CALLS)
         answer = score(http)
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"

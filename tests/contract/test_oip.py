@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from plaudit.v1 import reward_pb2, reward_pb2_grpc, types_pb2
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.oip import open_inference_pb2 as oip, open_inference_pb2_grpc
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
@@ -457,12 +457,13 @@ async def waiting_items(client):
 async def test_calls_wait_in_the_queue_of_our_own_contract(tiny_reward):
     held = Held(tiny_reward)
     held.load.set()
-    limits = CallLimits(max_items=3)  # and so twelve that wait
+    limits = CallLimits(max_items=3)
     async for client in serving(reward_service(ModelOptions("held"), limits, held)):
-        calls = [client.reward.Score(reward_pb2.ScoreRequest(items=score_items())) for _ in range(4)]
+        request = reward_pb2.ScoreRequest(items=score_items())
+        calls = [client.reward.Score(request) for _ in range(WAITING_CALLS)]
         try:
             async with asyncio.timeout(30):
-                while await waiting_items(client) < 12:  # noqa: ASYNC110
+                while await waiting_items(client) < 3 * WAITING_CALLS:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
             error = await client.refused(client.infer())
         finally:

@@ -22,9 +22,9 @@ from services.reward.service import reward_service
 from services.room import RETRY_AFTER_S
 from services.rpc.server import start_server
 
-MOST = 128
+MOST = 256
 LIMITS = CallLimits(max_items=MOST)
-"""The queue holds four such calls, and 64 items more of light callers."""
+"""The queue holds two such calls, and 64 items more of light callers."""
 BAD = pair("", "")
 """Whoever looks at it finds it wrong."""
 

@@ -14,7 +14,7 @@ from reward_server import GOOD, chat, ids, options, pair, serving, violations
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit.v1 import reward_pb2, types_pb2
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
 from services.rpc.command import ModelOptions
@@ -301,17 +301,17 @@ async def test_more_than_may_wait_is_turned_away_and_a_passed_deadline_never_run
     async for client in serving(service):
         calls = [asyncio.create_task(client.score(GOOD, options=ALONE))]
         assert await asyncio.to_thread(started.wait, 10)
-        calls += [asyncio.create_task(client.score(GOOD, options=ALONE)) for _ in range(3)]
+        calls += [asyncio.create_task(client.score(GOOD, options=ALONE)) for _ in range(WAITING_CALLS - 1)]
         try:
             async with asyncio.timeout(10):
-                while waiting(service) < 4:  # noqa: ASYNC110
+                while waiting(service) < WAITING_CALLS:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             error = await client.refused(GOOD, options=ALONE)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
             calls.pop().cancel()
             async with asyncio.timeout(10):
-                while waiting(service) > 3:  # noqa: ASYNC110
+                while waiting(service) >= WAITING_CALLS:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             late = await client.refused(GOOD, options=ALONE, within=0.1)
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -319,7 +319,7 @@ async def test_more_than_may_wait_is_turned_away_and_a_passed_deadline_never_run
             opened.set()
         await asyncio.gather(*calls)
         await client.still_serves()
-    assert runs == [1, 1, 1, 1]
+    assert runs == [1] * WAITING_CALLS
 
 
 async def test_what_was_scored_is_counted(tiny_reward):

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lm.heads import reward_model_from
 from lm.loading import save_model
 from plaudit.v1 import reward_pb2
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.reward.engine import RewardEngine
 from services.reward.ensemble import combiner
 from services.reward.service import reward_service
@@ -354,18 +354,18 @@ async def test_models_do_not_share_a_queue(tmp_path, tiny_reward):
         held["quick"].go.set()
         calls = [
             asyncio.create_task(client.score(pair("a", f"b{n}"), pair("c", f"d{n}"), options=slow))
-            for n in range(4)
+            for n in range(WAITING_CALLS)
         ]
         try:
             async with asyncio.timeout(20):
-                while (await info(client, "slow")).queue.items < 8:  # noqa: ASYNC110
+                while (await info(client, "slow")).queue.items < 2 * WAITING_CALLS:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
             assert (await client.score(GOOD, GOOD, options=quick)).results[0].reward.token_count
             for options in (slow, both):
                 error = await client.refused(GOOD, options=options)
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert (await info(client, "quick")).queue.items == 0
-            assert (await info(client, "both")).queue.items == 8
+            assert (await info(client, "both")).queue.items == 2 * WAITING_CALLS
         finally:
             held["slow"].go.set()
         await asyncio.gather(*calls)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from reward_server import GOOD, chat, ids, options, pair, serving, violations
 
 from plaudit.v1 import reward_pb2, reward_pb2_grpc
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.reward import stream
 from services.reward.engine import RewardEngine
 from services.reward.service import reward_service
@@ -140,10 +140,15 @@ class Gate:
         return self._engine.score(batch)
 
 
+MOST = 4
+"""Items of a call."""
+FULL = WAITING_CALLS * MOST
+
+
 @pytest.fixture
 async def gated(tiny_reward):
     gate = Gate(tiny_reward)
-    service = reward_service(ModelOptions("m"), CallLimits(max_items=4), lambda _: gate)
+    service = reward_service(ModelOptions("m"), CallLimits(max_items=MOST), lambda _: gate)
     async for client in serving(service):
         client.gate, client.service = gate, service
         yield client
@@ -185,7 +190,7 @@ async def test_a_full_queue_makes_a_stream_wait_and_turns_a_call_away(gated):
     call = gated.stub.ScoreStream(
         iter([message((str(number), pair("a", f"b{number}"))) for number in range(60)]), timeout=60
     )
-    await until(lambda: waiting(gated) == 16)  # four calls of the largest size
+    await until(lambda: waiting(gated) == FULL)
     error = await gated.refused(GOOD)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     gated.gate.opened.set()
@@ -198,9 +203,9 @@ async def test_a_stream_that_ends_early_leaves_nothing(gated):
     call = gated.stub.ScoreStream(
         iter([message((str(number), pair("a", f"b{number}"))) for number in range(60)]), timeout=60
     )
-    await until(lambda: waiting(gated) == 16)
+    await until(lambda: waiting(gated) == FULL)
     call.cancel()
-    await until(lambda: waiting(gated) <= 16 and not gated.gate.scored)
+    await until(lambda: waiting(gated) <= FULL and not gated.gate.scored)
     gated.gate.opened.set()
     await until(lambda: waiting(gated) == 0)
     assert gated.gate.scored < 60
@@ -215,7 +220,7 @@ async def test_a_stream_that_ends_early_leaves_nothing(gated):
 
 
 async def test_a_single_call_is_answered_while_a_stream_fills_the_queue(gated, monkeypatch):
-    monkeypatch.setattr(stream, "STREAM_WINDOW", 8)  # leaves room for others
+    monkeypatch.setattr(stream, "STREAM_WINDOW", FULL // 2)  # leaves room for others
 
     def messages():
         for number in range(300):
@@ -223,9 +228,9 @@ async def test_a_single_call_is_answered_while_a_stream_fills_the_queue(gated, m
 
     gated.gate.token_budget = 8
     call = gated.stub.ScoreStream(messages(), timeout=60)
-    await until(lambda: waiting(gated) >= 8)
+    await until(lambda: waiting(gated) >= FULL // 2)
     single = asyncio.create_task(gated.score(GOOD))
-    await until(lambda: waiting(gated) >= 9)
+    await until(lambda: waiting(gated) > FULL // 2)
     gated.gate.opened.set()
     await single
     assert gated.gate.scored < 300

@@ -10,7 +10,7 @@ from policy_bench import asked, continued
 from lm.errors import InputError
 from lm.sampling import NotFinite
 from lm.tokenizer import decode
-from services.batching import CallLimits
+from services.batching import WAITING_CALLS, CallLimits
 from services.errors import NotServing, Overloaded, PreconditionFailed, TooLate
 from services.policy.rows import BatchLimits
 
@@ -197,8 +197,9 @@ class TestRefusals:
     async def test_a_full_queue(self, make_bench):
         bench = make_bench(call_limits=CallLimits(max_items=1))
         bench.engine.pause()
-        waiting = [bench.engine.submit(asked((7,))) for _ in range(4)]
-        with pytest.raises(Overloaded, match="4 items of 36 tokens"):
+        waiting = [bench.engine.submit(asked((7,))) for _ in range(WAITING_CALLS)]
+        words = f"{WAITING_CALLS} items of {9 * WAITING_CALLS} tokens"
+        with pytest.raises(Overloaded, match=words):
             bench.engine.submit(asked((7,)))
         bench.engine.resume()
         await asyncio.gather(*[generation.all() for generation in waiting])

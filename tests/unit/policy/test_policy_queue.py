@@ -48,14 +48,14 @@ def test_a_released_request_does_not_wait_any_more():
 def test_turns_away_when_there_are_too_many_responses():
     limits = CallLimits(max_items=2, max_tokens=10_000)
     queue, _ = queue_of(*[asked((1,), (2,))] * WAITING_CALLS, limits=limits)
-    with pytest.raises(Overloaded, match="8 items"):
+    with pytest.raises(Overloaded, match=f"{2 * WAITING_CALLS} items"):
         queue.admit(Generation(asked((1,))))
     assert queue.waiting_items == 2 * WAITING_CALLS
 
 
 def test_turns_away_when_there_are_too_many_tokens():
     limits = CallLimits(max_items=1000, max_tokens=100)
-    queue, _ = queue_of(asked((1,), max_new_tokens=390), limits=limits)
+    queue, _ = queue_of(asked((1,), max_new_tokens=100 * WAITING_CALLS - 10), limits=limits)
     with pytest.raises(Overloaded):
         queue.admit(Generation(asked((1,), max_new_tokens=9)))
     queue.admit(Generation(asked((1,), max_new_tokens=8)))

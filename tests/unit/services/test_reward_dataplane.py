@@ -22,7 +22,7 @@ ONE = [Ids([5] * MOST)]
 
 @pytest.fixture
 async def held(tiny_reward):
-    """(engine, model) whose queue holds four calls, and computes when it is let."""
+    """(engine, model) whose queue holds a few calls, and computes when it is let."""
     engine = Held(tiny_reward)
     model = PlainModel(ModelSpec("reward", str(tiny_reward)), lambda: engine, CallLimits(max_tokens=MOST))
     await model.load()
@@ -39,7 +39,7 @@ async def test_who_is_turned_away_is_not_charged(held):
     engine, model = held
     paid = []
     pending = [one for _ in range(WAITING_CALLS) for one in await begun(model, paid.append)]
-    with pytest.raises(Overloaded, match="32 tokens wait already"):
+    with pytest.raises(Overloaded, match=f"{WAITING_CALLS * MOST} tokens wait already"):
         for _ in range(2):  # the spare part may hold one more
             await begun(model, paid.append)
     assert set(paid) == {MOST}
