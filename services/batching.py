@@ -91,7 +91,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What the items of one call share. What each has of its own is little: tens of thousands may wait, and
+    """What the items of one call share. What each has of its own is little: thousands may wait, and
     garbage collection goes through all of it."""
 
     number: int

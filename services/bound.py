@@ -1,4 +1,4 @@
-"""`functools.partial` for where tens of thousands are kept: a third of its memory."""
+"""`functools.partial` for where thousands are kept: a third of its memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

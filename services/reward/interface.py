@@ -162,7 +162,7 @@ async def score(
     Raises what `begin` raises, and what computing raises.
     """
     pending = await model.begin(items, fields, options)
-    del items, fields  # tens of thousands may wait, and no text of theirs is needed any more
+    del items, fields  # thousands may wait, and no text of theirs is needed any more
     try:
         # One after the other: `gather` would add a callback and a context to what each takes while it waits.
         results = [await each.future for each in pending]

@@ -36,7 +36,7 @@ _ID_BYTES = array("i").itemsize
 class Encoded:
     """An item as the model reads it, without padding.
 
-    Packed: tens of thousands may wait, and as Python's integers they'd take nine times the memory.
+    Packed: thousands may wait, and as Python's integers they'd take nine times the memory.
     """
 
     packed_ids: bytes

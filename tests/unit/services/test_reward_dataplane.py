@@ -64,7 +64,7 @@ async def test_what_cannot_be_paid_for_is_not_computed(held):
 
 
 async def test_what_waits_is_small(tiny_reward):
-    """Tens of thousands may: their ids of four bytes each, 800 bytes for the rest, and no copy of a text."""
+    """Thousands may: their ids of four bytes each, 800 bytes for the rest, and no copy of a text."""
     engine = Held(tiny_reward)
     model = PlainModel(ModelSpec("reward", str(tiny_reward)), lambda: engine, CallLimits())
     await model.load()
